@@ -1,0 +1,69 @@
+"""Masks over the in-batch candidates: which of them are not to be called negatives of a query.
+
+All return bool `[B, C]`, true where candidate `j` must not count as a negative of query `i`, and
+are joined with `|` into the `ignored` argument of `in_batch_softmax`. Rows `0..B-1` of the
+candidates are the queries' own positives, rows `B..C-1` extra negatives.
+
+Ids are integers. A negative id means "no id" (padding, an item without text) and matches nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+Tensor = Any
+
+
+def accidental_hits(candidate_ids: Tensor, n_queries: int | Tensor) -> Tensor:
+    """Marks candidates that are a query's own item once more.
+
+    Two pairs of one batch often share their item, and an extra negative may be some query's
+    positive; counting that item as a negative pushes a true pair apart.
+
+    Args:
+        candidate_ids: int `[C]`, or `[C, n]` for `n` kinds of id (say the item's id and an id of
+            its text): a hit in any column counts.
+        n_queries: `B`, at most `C`.
+
+    Returns:
+        bool `[B, C]`, false on the diagonal.
+    """
+    ids = ops.convert_to_tensor(candidate_ids)
+    n_candidates = ops.shape(ids)[0]
+    ids = ops.reshape(ids, (n_candidates, -1))  # [C, n]
+    own = ops.expand_dims(ids[:n_queries], 1)  # [B, 1, n]
+    hits = ops.any((own == ops.expand_dims(ids, 0)) & (own >= 0), axis=-1)  # [B, C]
+    return hits & ~ops.eye(n_queries, n_candidates, dtype="bool")
+
+
+def known_positives(candidate_ids: Tensor, positive_ids: Tensor) -> Tensor:
+    """Marks candidates that the training data knows as positives of the query.
+
+    Args:
+        candidate_ids: int `[C]`.
+        positive_ids: int `[B, P]`, the ids of each query's positives, padded with -1.
+
+    Returns:
+        bool `[B, C]`, true on the diagonal too where the query's own item is among its positives.
+    """
+    ids = ops.convert_to_tensor(candidate_ids)
+    positives = ops.expand_dims(ops.convert_to_tensor(positive_ids), 2)  # [B, P, 1]
+    return ops.any((positives == ids) & (positives >= 0), axis=1)  # [B, C]
+
+
+def same_query(query_ids: Tensor, n_candidates: int | Tensor) -> Tensor:
+    """Marks the items of other rows that hold the same query.
+
+    Args:
+        query_ids: int `[B]`.
+        n_candidates: `C`, at least `B`.
+
+    Returns:
+        bool `[B, C]`, false on the diagonal and for the extra negatives.
+    """
+    ids = ops.convert_to_tensor(query_ids)
+    n_queries = ops.shape(ids)[0]
+    no_query = ops.full((n_candidates - n_queries,), -1, dtype=ids.dtype)
+    return accidental_hits(ops.concatenate([ids, no_query]), n_queries)
