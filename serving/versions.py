@@ -1,0 +1,186 @@
+"""Versions of a model on disk: saved_models/NAME/1, /2, ... written whole or not at all.
+
+TensorFlow Serving polls NAME and loads the highest integer it finds there, so an integer folder has
+to be complete the moment it appears. A version is therefore written under a hidden draft name,
+flushed to the disk, and renamed: the rename is the only step a reader can see.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from towers.errors import InputError
+
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_DRAFT_PREFIX = ".tmp-"
+
+
+@dataclass
+class Draft:
+    """A version being written.
+
+    Attributes:
+        path: the folder to write into; once published, the version's own folder.
+        version: the number it was published under; None until then.
+    """
+
+    path: Path
+    version: int | None = None
+
+
+@contextmanager
+def new_version(base: str | Path) -> Iterator[Draft]:
+    """Publishes what the block writes into `draft.path` as the next version of the model `base`.
+
+    The version appears when the block ends, complete and flushed to the disk, under one more than
+    the highest number there is. When the block raises, nothing appears. Any number of exporters may
+    publish to one base at once: each gets its own number. What a killed exporter left behind is
+    removed by the next one.
+
+    Args:
+        base: the model's folder, `saved_models/NAME`; made if it does not exist.
+
+    Yields:
+        The draft. Its folder exists and is empty.
+
+    Raises:
+        InputError: `base` cannot be a model's folder.
+    """
+    base = Path(base)
+    check_model_folder(base)
+    base.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(base)
+    workspace, lock = _make_workspace(base)
+    try:
+        draft = Draft(workspace / "version")
+        draft.path.mkdir()
+        yield draft
+        _flush(draft.path)
+        draft.version = _claim(draft.path, base)
+        draft.path = base / str(draft.version)
+        _fsync(base)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+        os.close(lock)
+
+
+def list_versions(base: str | Path) -> list[int]:
+    """The complete versions under `base`, ascending; empty if there is no such folder."""
+    try:
+        names = os.listdir(base)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(
+        int(name)
+        for name in names
+        if _is_number(name)
+        and name == str(int(name))  # "007" would be listed, and looked for, as 7
+        and (Path(base) / name / "saved_model.pb").is_file()
+    )
+
+
+def check_model_folder(base: str | Path) -> None:
+    """Checks that `base` can hold the versions of a model, under a name a client can ask for.
+
+    Raises:
+        InputError: the folder's name is not a model name, or `base` is a file.
+    """
+    base = Path(base)
+    name = base.name or base.resolve().name
+    if not _MODEL_NAME.fullmatch(name) or name == "..":
+        raise InputError(
+            f"{name!r} is not a model name ({base}): use letters, digits, '_', '.' and '-'."
+        )
+    if _is_number(name):
+        raise InputError(
+            f"{base} looks like a version, not like a model: name the folder above the versions, "
+            "such as saved_models/NAME."
+        )
+    if base.exists() and not base.is_dir():
+        raise InputError(f"{base} is a file; the versions of a model need a folder.")
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
+
+
+def _make_workspace(base: Path) -> tuple[Path, int]:
+    """Makes the folder a draft is written in, locked for as long as this process lives.
+
+    The kernel drops the lock when the process dies, however it dies. That tells an abandoned
+    workspace from a busy one, in other containers too, where a process id would say nothing.
+    """
+    while True:
+        workspace = base / f"{_DRAFT_PREFIX}{uuid.uuid4().hex}"
+        workspace.mkdir()  # unlike tempfile.mkdtemp: the server may run as another user
+        lock = _try_lock(workspace)
+        if lock is not None:
+            return workspace, lock
+        # An exporter that started at the same moment took it for abandoned, and removed it.
+
+
+def _remove_abandoned(base: Path) -> None:
+    for workspace in base.glob(f"{_DRAFT_PREFIX}*"):
+        with suppress(PermissionError):  # another user's: theirs to remove
+            lock = _try_lock(workspace)
+            if lock is not None:
+                shutil.rmtree(workspace, ignore_errors=True)
+                os.close(lock)
+
+
+def _try_lock(workspace: Path) -> int | None:
+    """Locks a workspace; None where another process has it, or has removed it."""
+    path = workspace / "lock"
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists():  # not removed between the open and the lock
+            return lock
+    except BlockingIOError:
+        pass
+    os.close(lock)
+    return None
+
+
+def _claim(draft: Path, base: Path) -> int:
+    """Renames the draft to the next free number.
+
+    A folder cannot be renamed onto one that holds files, so of two exporters that reach for the
+    same number one fails here, and takes the next.
+    """
+    while True:
+        version = 1 + max((int(name) for name in os.listdir(base) if _is_number(name)), default=0)
+        try:
+            os.rename(draft, base / str(version))
+        except OSError:
+            if not (base / str(version)).exists():
+                raise
+        else:
+            return version
+
+
+def _flush(folder: Path) -> None:
+    """Forces every file and folder of a tree to the disk, so that the rename cannot outrun them."""
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _fsync(Path(parent) / name)
+        _fsync(Path(parent))
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
