@@ -1,0 +1,65 @@
+"""Text towers for few-shot retrieval: encoders, losses and the two-tower model, in Keras 3.
+
+Names are imported on first use, so that `towers.losses` and `towers.TextEncoder` work on a machine
+without TensorFlow (Keras on JAX) and the command line answers `--help` at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from towers.checkpoint import DEFAULT_PRESET, load_backbone, load_vocabulary
+    from towers.errors import InputError
+    from towers.item_text import ItemTemplate
+    from towers.losses import InBatchSoftmax, in_batch_softmax
+    from towers.pooling import Pooling
+    from towers.retriever import Retriever, TextSettings
+    from towers.text_encoder import TextEncoder
+    from towers.tokenizer import Tokenizer
+    from towers.two_tower import TwoTower
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DEFAULT_PRESET": "checkpoint",
+    "InBatchSoftmax": "losses",
+    "InputError": "errors",
+    "ItemTemplate": "item_text",
+    "Pooling": "pooling",
+    "Retriever": "retriever",
+    "TextEncoder": "text_encoder",
+    "TextSettings": "retriever",
+    "Tokenizer": "tokenizer",
+    "TwoTower": "two_tower",
+    "in_batch_softmax": "losses",
+    "load_backbone": "checkpoint",
+    "load_vocabulary": "checkpoint",
+}
+
+__all__ = [
+    "DEFAULT_PRESET",
+    "InBatchSoftmax",
+    "InputError",
+    "ItemTemplate",
+    "Pooling",
+    "Retriever",
+    "TextEncoder",
+    "TextSettings",
+    "Tokenizer",
+    "TwoTower",
+    "in_batch_softmax",
+    "load_backbone",
+    "load_vocabulary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'towers' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"towers.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

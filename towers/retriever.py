@@ -1,0 +1,217 @@
+"""Two towers with everything needed to feed them text: what a model folder holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from towers.checkpoint import DEFAULT_PRESET, load_backbone, load_vocabulary, read_vocabulary
+from towers.encoding import BatchEncoder, Progress
+from towers.errors import InputError
+from towers.item_text import ItemTemplate
+from towers.text_encoder import TextEncoder
+from towers.tokenizer import Tokenizer
+from towers.two_tower import TwoTower
+
+_MODEL_FILE = "towers.keras"
+_TEXT_FILE = "text.json"
+_TOKENIZER_FOLDER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How text becomes tower input.
+
+    Attributes:
+        item_template: pattern of the item text; see `towers.ItemTemplate`.
+        query_max_length: longest query in tokens, ``[CLS]`` and ``[SEP]`` included.
+        item_max_length: longest item text in tokens, likewise.
+        query_prefix: put before every query, for encoders trained with one (``"query: "``).
+    """
+
+    item_template: str = "{title}"
+    query_max_length: int = 32
+    item_max_length: int = 128
+    query_prefix: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("query_max_length", "item_max_length"):
+            if getattr(self, name) < 3:
+                raise InputError(f"{name} must be at least 3, for [CLS] token [SEP]")
+        ItemTemplate(self.item_template)
+
+
+@dataclass
+class Retriever:
+    """A `TwoTower` with its tokenizer and text settings.
+
+    Example:
+        >>> retriever = Retriever.from_preset("all-MiniLM-L6-v2")
+        >>> queries = retriever.encode_queries(["keep coffee hot"])
+        >>> items = retriever.encode_items(["Vacuum flask 500 ml", "Garden rake"])
+        >>> (queries @ items.T).argmax()
+        0
+    """
+
+    model: TwoTower
+    tokenizer: Tokenizer
+    text: TextSettings = field(default_factory=TextSettings)
+
+    def __post_init__(self) -> None:
+        for tower, length in (
+            (self.model.query_tower, self.text.query_max_length),
+            (self.model.item_tower, self.text.item_max_length),
+        ):
+            limit = int(tower.backbone.max_sequence_length)
+            if length > limit:
+                raise InputError(f"max length {length} is over the encoder's {limit} positions")
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: str = DEFAULT_PRESET,
+        *,
+        text: TextSettings | None = None,
+        pooling: str = "mean",
+        projection_dim: int | None = None,
+        shared: bool = True,
+        **two_tower: Any,
+    ) -> Retriever:
+        """Builds zero-shot towers on a pretrained checkpoint.
+
+        Args:
+            preset: see `towers.checkpoint`.
+            text: text settings; the defaults if None.
+            pooling: see `towers.TextEncoder`.
+            projection_dim: see `towers.TextEncoder`.
+            shared: one encoder for both towers; two that start alike if False.
+            **two_tower: further arguments of `towers.TwoTower`.
+        """
+
+        def tower(name: str) -> TextEncoder:
+            backbone = load_backbone(preset)
+            return TextEncoder(backbone, pooling=pooling, projection_dim=projection_dim, name=name)
+
+        query_tower = tower("text_encoder" if shared else "query_encoder")
+        item_tower = query_tower if shared else tower("item_encoder")
+        if not shared:  # a random projection must start the same in both
+            item_tower.set_weights(query_tower.get_weights())
+        tokenizer = Tokenizer.from_vocabulary(load_vocabulary(preset))
+        return cls(
+            TwoTower(query_tower, item_tower, **two_tower), tokenizer, text or TextSettings()
+        )
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of query and item vectors."""
+        return int(self.model.query_tower.embedding_dim)
+
+    @property
+    def template(self) -> ItemTemplate:
+        """The item text template."""
+        return ItemTemplate(self.text.item_template)
+
+    def encode_queries(
+        self,
+        texts: Sequence[str],
+        *,
+        dtype: str | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Encodes queries to unit vectors, float32 ``[len(texts), embedding_dim]``.
+
+        Args:
+            texts: the queries, without the prefix.
+            dtype: compute dtype; see `towers.encoding.BatchEncoder`.
+            progress: told about the progress.
+        """
+        prefix = self.text.query_prefix
+        encoder = BatchEncoder(self.model.query_tower, self.tokenizer, dtype)
+        return encoder.encode(
+            [prefix + text for text in texts],
+            max_length=self.text.query_max_length,
+            progress=progress,
+        )
+
+    def encode_items(
+        self,
+        texts: Sequence[str],
+        *,
+        dtype: str | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Encodes item texts (template filled in) to unit vectors, float32 ``[N, d]``."""
+        encoder = BatchEncoder(self.model.item_tower, self.tokenizer, dtype)
+        return encoder.encode(texts, max_length=self.text.item_max_length, progress=progress)
+
+    def query_embedding_graph(self, texts: tf.Tensor) -> tf.Tensor:
+        """The query tower as graph operations: string ``[N]`` to float32 ``[N, d]``."""
+        if self.text.query_prefix:
+            texts = tf.strings.join([self.text.query_prefix, texts])
+        tokens = self.tokenizer(texts, self.text.query_max_length)
+        return self.model.query_tower(tokens, training=False)
+
+    def item_embedding_graph(self, texts: tf.Tensor) -> tf.Tensor:
+        """The item tower as graph operations: string ``[N]`` to float32 ``[N, d]``."""
+        tokens = self.tokenizer(texts, self.text.item_max_length)
+        return self.model.item_tower(tokens, training=False)
+
+    @property
+    def trackables(self) -> list[tf.Module]:
+        """What an exported module must hold on to for the graph methods to work."""
+        return [self.model, self.tokenizer]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides an item's vector: while equal, an item index stays valid."""
+        digest = hashlib.sha256()
+        settings = (
+            self.text.item_template,
+            self.text.item_max_length,
+            self.tokenizer.lowercase,
+            self.tokenizer.vocabulary,
+            self.model.item_tower.pooling.mode,
+        )
+        digest.update(repr(settings).encode())
+        for weight in self.model.item_tower.get_weights():
+            digest.update(np.ascontiguousarray(weight).tobytes())
+        return digest.hexdigest()
+
+    def as_float32(self) -> Retriever:
+        """The same towers computing in float32, for export; itself where they do already."""
+        model = self.model.with_dtype("float32")
+        return self if model is self.model else Retriever(model, self.tokenizer, self.text)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the towers, vocabulary and text settings into a folder, in float32."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(path / _TOKENIZER_FOLDER)
+        (path / _TEXT_FILE).write_text(json.dumps(asdict(self.text), indent=2) + "\n", "utf-8")
+        partial = path / f"partial-{_MODEL_FILE}"
+        self.model.with_dtype("float32").save(partial)
+        partial.replace(path / _MODEL_FILE)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Retriever:
+        """Reads what `save` wrote.
+
+        Raises:
+            InputError: the folder is not a model folder.
+        """
+        path = Path(folder)
+        for name in (_MODEL_FILE, _TEXT_FILE, f"{_TOKENIZER_FOLDER}/vocab.txt"):
+            if not (path / name).is_file():
+                raise InputError(f"{str(folder)!r} is not a model folder: it holds no {name}")
+        model = keras.saving.load_model(path / _MODEL_FILE, compile=False)
+        vocabulary = read_vocabulary(path / _TOKENIZER_FOLDER)
+        assert vocabulary is not None  # its file has just been seen
+        settings = json.loads((path / _TEXT_FILE).read_text("utf-8"))
+        return cls(model, Tokenizer.from_vocabulary(vocabulary), TextSettings(**settings))

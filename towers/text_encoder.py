@@ -1,0 +1,119 @@
+"""A BERT backbone that turns token ids into one unit vector a text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from towers.checkpoint import DEFAULT_PRESET, load_backbone
+from towers.pooling import Pooling
+
+
+@keras.saving.register_keras_serializable(package="towers")
+class TextEncoder(keras.Model):
+    """BERT, pooling, optional projection, L2 normalisation.
+
+    Input is a dict of ``token_ids`` and ``padding_mask``, int ``[N, T]`` (see
+    `towers.Tokenizer`); output is float32 ``[N, embedding_dim]`` with rows of length one, whatever
+    the compute dtype. Strings stay outside, so the encoder runs on every Keras backend and device.
+
+    Reference: Reimers & Gurevych 2019, "Sentence-BERT".
+
+    Args:
+        backbone: a `keras_hub.models.BertBackbone`.
+        pooling: ``mean``, ``cls`` or ``max``.
+        projection_dim: width of a bias-free linear projection after pooling; none if None. It
+            starts as the identity where the widths agree, so that it does no harm untrained, and
+            orthogonal elsewhere.
+
+    Example:
+        >>> encoder = TextEncoder.from_preset("all-MiniLM-L6-v2")
+        >>> tokenizer = Tokenizer.from_preset("all-MiniLM-L6-v2")
+        >>> encoder(tokenizer(tf.constant(["kettle", "teapot"]), max_length=32)).shape
+        TensorShape([2, 384])
+    """
+
+    def __init__(
+        self,
+        backbone: keras.Model,
+        *,
+        pooling: str = "mean",
+        projection_dim: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.backbone = backbone
+        self.pooling = Pooling(pooling, name="pooling", dtype="float32")
+        self.projection_dim = projection_dim
+        self.projection: keras.layers.Dense | None = None
+        width = int(backbone.hidden_dim)
+        if projection_dim is not None:
+            start = "identity" if projection_dim == width else "orthogonal"
+            self.projection = keras.layers.Dense(
+                projection_dim,
+                use_bias=False,
+                kernel_initializer=start,
+                name="projection",
+                dtype="float32",
+            )
+            self.projection.build((None, width))
+        self.embedding_dim = projection_dim or width
+        self.built = True
+
+    @classmethod
+    def from_preset(cls, preset: str = DEFAULT_PRESET, **kwargs: Any) -> TextEncoder:
+        """Builds the encoder on a pretrained checkpoint; see `towers.checkpoint` for presets."""
+        return cls(load_backbone(preset), **kwargs)
+
+    def call(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
+        """Encodes token ids; see the class for shapes."""
+        token_ids = inputs["token_ids"]
+        tokens = self.backbone(
+            {
+                "token_ids": token_ids,
+                "segment_ids": ops.zeros_like(token_ids),
+                "padding_mask": inputs["padding_mask"],
+            },
+            training=training,
+        )["sequence_output"]  # [N, T, hidden]
+        pooled = self.pooling(tokens, inputs["padding_mask"])  # [N, hidden]
+        if self.projection is not None:
+            pooled = self.projection(pooled)  # [N, embedding_dim]
+        return ops.normalize(pooled, axis=-1, order=2, epsilon=1e-12)
+
+    def compute_output_spec(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
+        """Shape and dtype of the output, for symbolic calls."""
+        batch = inputs["token_ids"].shape[0]
+        return keras.KerasTensor((batch, self.embedding_dim), dtype="float32")
+
+    def with_dtype(self, dtype: str) -> TextEncoder:
+        """The encoder with equal weights and another compute dtype; itself where it has it already.
+
+        Args:
+            dtype: a dtype or a Keras dtype policy: ``float32``, ``bfloat16``, ``mixed_bfloat16``.
+        """
+        if self.backbone.dtype_policy.name == dtype:
+            return self
+        config = self.get_config()
+        config["backbone"]["config"]["dtype"] = dtype
+        twin = type(self).from_config(config)
+        twin.set_weights(self.get_weights())
+        return twin
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "pooling": self.pooling.mode,
+            "projection_dim": self.projection_dim,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> TextEncoder:
+        """Rebuilds the encoder from `get_config`."""
+        config = dict(config)
+        config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"])
+        return cls(**config)

@@ -1,0 +1,1 @@
+"""Data in, few-shot adaptation, evaluation and reports."""
