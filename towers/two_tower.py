@@ -24,14 +24,14 @@ class TwoTower(keras.Model):
     `save` and `keras.saving.load_model`. A batch `x` is a dict:
 
     | key                        | shape              | content                                  |
-    | -------------------------- | ------------------ | ----------------------------------------- |
-    | `query`                    | 2 x int `[B, T]`   | `token_ids`, `padding_mask` of queries    |
+    | -------------------------- | ------------------ | ---------------------------------------- |
+    | `query`                    | 2 x int `[B, T]`   | `token_ids`, `padding_mask` of queries   |
     | `item`                     | 2 x int `[B, S]`   | the same of each query's own item        |
     | `negatives`                | 2 x int `[M, S]`   | extra items, negatives of every query    |
     | `item_ids`                 | int `[B]`/`[B, n]` | ids, or n kinds of them, finding repeats |
     | `negative_ids`             | as `item_ids`, M   | the same for `negatives`                 |
-    | `positive_ids`             | int `[B, P]`       | known positives of a query, padded by -1  |
-    | `item_log_probability`     | float `[B]`        | log sampling probability (logQ correction)     |
+    | `positive_ids`             | int `[B, P]`       | known positives of a query, padded by -1 |
+    | `item_log_probability`     | float `[B]`        | log sampling probability (logQ)          |
     | `negative_log_probability` | float `[M]`        | the same for `negatives`                 |
 
     All but the first two are optional. `item_ids` keep an item that stands in the batch twice, or
