@@ -1,0 +1,1 @@
+"""Indexes: from query embeddings to the ids of the nearest items, inside a TensorFlow graph."""
