@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -38,10 +39,6 @@ class BatchEncoder:
     ) -> None:
         self.encoder = encoder if dtype is None else encoder.with_dtype(dtype)
         self.tokenizer = tokenizer
-        self._tokenize = tf.function(
-            lambda texts, length: tokenizer.tokenize(texts)[:, : length - 2],
-            input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([], tf.int32)],
-        )
         if keras.backend.backend() == "tensorflow":
             ids = tf.TensorSpec([None, None], tf.int32)
             self._forward: Callable[[dict[str, Any]], Any] = tf.function(
@@ -68,7 +65,7 @@ class BatchEncoder:
         Returns:
             float32 ``[len(texts), d]``, rows of length one, in the order of the texts.
         """
-        sequences = self._sequences(texts, max_length)
+        sequences = token_sequences(self.tokenizer, texts, max_length)
         lengths = np.array([len(ids) for ids in sequences], np.int64)
         vectors = np.empty((len(texts), self.encoder.embedding_dim), np.float32)
         done = 0
@@ -88,18 +85,21 @@ class BatchEncoder:
                 progress(done, len(texts))
         return vectors
 
-    def _sequences(self, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
-        cls, sep = [self.tokenizer.cls_id], [self.tokenizer.sep_id]
-        sequences = []
-        for start in range(0, len(texts), _TOKENISE_ROWS):
-            chunk = tf.constant(list(texts[start : start + _TOKENISE_ROWS]), tf.string)
-            pieces = self._tokenize(chunk, tf.constant(max_length, tf.int32))
-            flat, splits = pieces.flat_values.numpy(), pieces.row_splits.numpy()
-            sequences += [
-                np.concatenate([cls, flat[a:b], sep]).astype(np.int32)
-                for a, b in itertools.pairwise(splits)
-            ]
-        return sequences
+
+def token_sequences(
+    tokenizer: Tokenizer, texts: Sequence[str], max_length: int
+) -> list[np.ndarray]:
+    """Tokenises texts to int32 arrays, ``[CLS]`` and ``[SEP]`` included, cut to ``max_length``."""
+    ends = np.array([tokenizer.cls_id], np.int32), np.array([tokenizer.sep_id], np.int32)
+    sequences = []
+    for start in range(0, len(texts), _TOKENISE_ROWS):
+        chunk = tf.constant(list(texts[start : start + _TOKENISE_ROWS]), tf.string)
+        pieces = tokenizer.tokenize(chunk)[:, : max_length - 2]
+        flat, splits = pieces.flat_values.numpy(), pieces.row_splits.numpy()
+        sequences += [
+            np.concatenate([ends[0], flat[a:b], ends[1]]) for a, b in itertools.pairwise(splits)
+        ]
+    return sequences
 
 
 def _batches(order: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
@@ -109,3 +109,19 @@ def _batches(order: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
         size = max(1, BATCH_TOKENS // int(lengths[order[start]]))
         yield order[start : start + size]
         start += size
+
+
+def fast_dtype() -> str:
+    """``bfloat16`` where this machine multiplies bfloat16 matrices natively, else ``float32``.
+
+    That is any GPU or TPU, and CPUs with AVX512_BF16 or AMX as far as Linux names their features.
+    """
+    if keras.backend.backend() == "tensorflow" and (
+        tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU")
+    ):
+        return "bfloat16"
+    try:
+        features = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "float32"
+    return "bfloat16" if "avx512_bf16" in features or "amx_bf16" in features else "float32"

@@ -64,6 +64,7 @@ class Retriever:
     model: TwoTower
     tokenizer: Tokenizer
     text: TextSettings = field(default_factory=TextSettings)
+    _encoders: dict[int, BatchEncoder] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for tower, length in (
@@ -134,8 +135,7 @@ class Retriever:
             progress: told about the progress.
         """
         prefix = self.text.query_prefix
-        encoder = BatchEncoder(self.model.query_tower, self.tokenizer, dtype)
-        return encoder.encode(
+        return self._encoder(self.model.query_tower, dtype).encode(
             [prefix + text for text in texts],
             max_length=self.text.query_max_length,
             progress=progress,
@@ -149,8 +149,17 @@ class Retriever:
         progress: Progress | None = None,
     ) -> np.ndarray:
         """Encodes item texts (template filled in) to unit vectors, float32 ``[N, d]``."""
-        encoder = BatchEncoder(self.model.item_tower, self.tokenizer, dtype)
-        return encoder.encode(texts, max_length=self.text.item_max_length, progress=progress)
+        return self._encoder(self.model.item_tower, dtype).encode(
+            texts, max_length=self.text.item_max_length, progress=progress
+        )
+
+    def _encoder(self, tower: TextEncoder, dtype: str | None) -> BatchEncoder:
+        if dtype is not None and dtype != tower.compute_dtype:
+            # A copy of the weights, which further training would outdate: not kept.
+            return BatchEncoder(tower, self.tokenizer, dtype)
+        if id(tower) not in self._encoders:
+            self._encoders[id(tower)] = BatchEncoder(tower, self.tokenizer)
+        return self._encoders[id(tower)]
 
     def query_embedding_graph(self, texts: tf.Tensor) -> tf.Tensor:
         """The query tower as graph operations: string ``[N]`` to float32 ``[N, d]``."""

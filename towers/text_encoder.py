@@ -62,6 +62,11 @@ class TextEncoder(keras.Model):
         self.embedding_dim = projection_dim or width
         self.built = True
 
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype the backbone computes in."""
+        return self.backbone.compute_dtype
+
     @classmethod
     def from_preset(cls, preset: str = DEFAULT_PRESET, **kwargs: Any) -> TextEncoder:
         """Builds the encoder on a pretrained checkpoint; see `towers.checkpoint` for presets."""

@@ -1,0 +1,85 @@
+"""The command line: ``towers VERB``. The one place that sees towers, training and serving."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from towers import __version__
+from towers.errors import InputError
+
+# Set before TensorFlow is imported by any verb: TensorFlow Recommenders needs Keras 2 as tf.keras,
+# and the C++ side greets its user with a page of notices.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+_VERBS = {
+    "train": "Adapt towers to a shop's interactions.",
+    "evaluate": "Measure retrieval quality over the whole catalogue.",
+    "export": "Write a SavedModel with its index.",
+    "serve": "Serve an export over gRPC and REST.",
+    "query": "Ask a running server.",
+}
+
+
+class _Verbs(click.Group):
+    """Imports a verb's module when it is called: ``towers --help`` does not wait for TensorFlow."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        module = __import__(f"towers.cli.{cmd_name}", fromlist=["command"])
+        return module.command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(_VERBS.items()))
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="towers")
+def cli() -> None:
+    """Few-shot retrieval: a catalogue and a few interactions in, a served model out."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and ends the process.
+
+    Exit status 0: done; 1: failed; 2: bad usage or bad input.
+    """
+    sys.exit(run(lambda: cli.main(arguments, prog_name="towers", standalone_mode=False)))
+
+
+def run(action: Callable[[], Any]) -> int:
+    """Runs an action and turns what it raises into a message and an exit status."""
+    try:
+        status = action()
+    except click.exceptions.Abort:
+        click.echo("Interrupted.", err=True)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except InputError as error:
+        click.echo(f"Error: {error}", err=True)
+        return 2
+    except KeyboardInterrupt:
+        click.echo("Interrupted.", err=True)
+        return 1
+    except Exception as error:
+        if os.environ.get("TOWERS_TRACEBACK"):
+            raise
+        click.echo(
+            f"Failed: {type(error).__name__}: {error}\n"
+            "(TOWERS_TRACEBACK=1 shows where this happened.)",
+            err=True,
+        )
+        return 1
+    return status if isinstance(status, int) else 0

@@ -1,0 +1,101 @@
+"""``towers evaluate``: measure retrieval quality over the whole catalogue."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from towers.cli.item_vectors import PRECISIONS, item_vectors
+from towers.cli.output import emit, json_option, say
+from towers.errors import InputError
+
+
+def _gains(context: click.Context, option: click.Parameter, value: str | None) -> Any:
+    if value is None:
+        return None
+    try:
+        return {grade: float(gain) for grade, gain in enumerate(value.split(","))}
+    except ValueError as error:
+        raise click.BadParameter("expected one number a grade, as in 0,1,10,100") from error
+
+
+@click.command("evaluate", short_help="Measure retrieval quality over the whole catalogue.")
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="Run folder.")
+@click.option("--catalog", required=True, type=click.Path(), help="Catalogue file.")
+@click.option("--interactions", required=True, type=click.Path(), help="Judged queries.")
+@click.option("--measures", help="Comma-separated, as in nDCG@10,R(rel=2)@100,RR@10.")
+@click.option("--gains", callback=_gains, help="nDCG gain of grades 0,1,...; the grades if absent.")
+@click.option("--min-grade", type=int, default=1, show_default=True, help="Lowest relevant grade.")
+@click.option("--run-file", type=click.Path(path_type=Path), help="Write a TREC run file.")
+@click.option(
+    "--depth", type=click.IntRange(1), default=100, show_default=True, help="Items a query."
+)
+@click.option("--report", type=click.Path(path_type=Path), help="Folder for per-query results.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
+@click.option("--strict", is_flag=True, help="Refuse interactions with unknown items.")
+@json_option
+def command(
+    model: Path,
+    catalog: str,
+    interactions: str,
+    measures: str | None,
+    gains: dict[int, float] | None,
+    min_grade: int,
+    run_file: Path | None,
+    depth: int,
+    report: Path | None,
+    precision: str,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Measure retrieval quality over the whole catalogue.
+
+    Items without a judgement count as not relevant. Queries without a positive are left out of the
+    means and counted.
+    """
+    from training.catalog import Catalog
+    from training.evaluation import DEFAULT_MEASURES, Measure, evaluate
+    from training.interactions import Interactions
+    from training.run_folder import RunFolder
+    from training.search import Run, top_k
+    from training.train import render_items
+    from training.trec import write_run
+
+    names = measures.split(",") if measures else list(DEFAULT_MEASURES)
+    cutoffs = [Measure.parse(name).cutoff or 0 for name in names]
+    run_folder = RunFolder.existing(model)
+    products = Catalog.read(catalog)
+    judgements = Interactions.read(interactions, products, strict=strict)
+    if judgements.unknown_items.rows:
+        say(f"left out: {judgements.unknown_items}")
+    if report is not None and report.exists() and not report.is_dir():
+        raise InputError(f"--report {report} is a file; name a folder")
+    retriever = run_folder.load_retriever()
+    items = item_vectors(model, retriever, render_items(retriever.template, products), precision)
+    queries = retriever.encode_queries(judgements.queries)
+    scores, rows = top_k(queries, items, max(depth, *cutoffs))
+    run = Run(judgements.queries, rows, scores)
+    result = evaluate(run, judgements, products, measures=names, gains=gains, min_grade=min_grade)
+    if run_file is not None:
+        write_run(run_file, run, products.item_ids, depth=depth)
+    if report is not None:
+        report.mkdir(parents=True, exist_ok=True)
+        result.write_per_query(report / "per_query.csv")
+        (report / "metrics.json").write_text(json.dumps(result.as_dict(), indent=2) + "\n", "utf-8")
+    emit(result.as_dict(), as_json, lambda: _report(result.as_dict()))
+
+
+def _report(result: dict[str, Any]) -> str:
+    lines = []
+    for name, value in result["measures"].items():
+        interval = value["interval_95"]
+        spread = "" if interval is None else f"  [{interval[0]:.4f}, {interval[1]:.4f}]"
+        lines.append(f"{name:<14} {value['mean']:.4f}{spread}  over {value['queries']} queries")
+    lines.append(
+        f"{result['queries']} queries, {result['queries_without_positives']} without a positive; "
+        "brackets: 95% bootstrap interval over queries"
+    )
+    return "\n".join(lines)

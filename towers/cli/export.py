@@ -1,0 +1,66 @@
+"""``towers export``: write a SavedModel with its index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from towers.cli.item_vectors import PRECISIONS, item_vectors
+from towers.cli.output import emit, json_option, progress_bar
+
+
+@click.command("export", short_help="Write a SavedModel with its index.")
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="Run folder.")
+@click.option("--catalog", required=True, type=click.Path(), help="Catalogue file.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="saved_models/NAME.")
+@click.option(
+    "--index",
+    type=click.Choice(["auto", "exact", "scann"]),
+    default="auto",
+    show_default=True,
+    help="Kind of index. `exact` loads in an unmodified TensorFlow Serving.",
+)
+@click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="Items an answer.")
+@click.option(
+    "--queries", type=click.Path(), help="Interactions file whose queries tune a ScaNN index."
+)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
+@json_option
+def command(
+    model: Path,
+    catalog: str,
+    output: Path,
+    index: str,
+    k: int,
+    queries: str | None,
+    precision: str,
+    as_json: bool,
+) -> None:
+    """Write a SavedModel with its index as the next version under OUTPUT."""
+    from serving.export import export_retriever
+    from training.catalog import Catalog
+    from training.interactions import Interactions
+    from training.run_folder import RunFolder
+    from training.train import render_items
+
+    run_folder = RunFolder.existing(model)
+    products = Catalog.read(catalog)
+    sample = Interactions.read(queries, products).queries if queries else None
+    retriever = run_folder.load_retriever()
+    texts = render_items(retriever.template, products)
+    vectors = item_vectors(model, retriever, texts, precision)
+    with progress_bar("Exporting") as progress:
+        result = export_retriever(
+            retriever,
+            products.item_ids.tolist(),
+            texts,
+            output,
+            index=index,
+            k=k,
+            item_embeddings=vectors,
+            sample_queries=sample,
+            run_id=run_folder.run_id,
+            progress=progress,
+        )
+    emit(result.as_dict(), as_json, result.summary)

@@ -1,0 +1,48 @@
+"""Item vectors of a model folder: encoded once, kept beside the model, used by every verb."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from towers.cli.output import progress_bar
+from towers.encoding import fast_dtype
+from towers.retriever import Retriever
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+_CACHE = "item_vectors"
+
+
+def item_vectors(
+    model_folder: Path, retriever: Retriever, texts: Sequence[str], precision: str = "auto"
+) -> np.ndarray:
+    """Encodes item texts, or reads the vectors where the same towers encoded the same texts before.
+
+    Args:
+        model_folder: the run folder; vectors are kept in ``item_vectors/`` inside it.
+        retriever: the towers.
+        texts: item texts.
+        precision: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the processor computes
+            with it directly.
+
+    Returns:
+        float32 ``[N, d]``.
+    """
+    dtype = fast_dtype() if precision == "auto" else precision
+    digest = hashlib.sha256(f"{retriever.fingerprint()} {dtype}".encode())
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    path = model_folder / _CACHE / f"{digest.hexdigest()[:32]}.npy"
+    if path.is_file():
+        return np.load(path)
+    with progress_bar(f"Encoding {len(texts):,} items") as progress:
+        vectors = retriever.encode_items(texts, dtype=dtype, progress=progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.save(file, vectors)
+    partial.replace(path)
+    return vectors

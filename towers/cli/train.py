@@ -1,0 +1,96 @@
+"""``towers train``: adapt towers to a shop's interactions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from towers.cli.output import emit, json_option, progress_bar, say
+
+
+@click.command("train", short_help="Adapt towers to a shop's interactions.")
+@click.option("--catalog", required=True, type=click.Path(), help="Catalogue file.")
+@click.option("--interactions", required=True, type=click.Path(), help="Interactions file.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Run folder.")
+@click.option("--encoder", help="Installed encoder, checkpoint folder or keras-hub preset.")
+@click.option("--shots", type=int, help="Draw this many positive pairs; all if not given.")
+@click.option("--method", type=click.Choice(["zero-shot", "full"]), help="How to adapt.")
+@click.option("--min-grade", type=int, help="Lowest grade of a positive pair.")
+@click.option("--item-text", help='Item text, as in "{title}[ by {brand}][. {description}]".')
+@click.option("--epochs", type=int, help="Passes over the pairs, at most.")
+@click.option("--batch-size", type=int, help="Pairs a batch.")
+@click.option("--learning-rate", type=float, help="Peak learning rate.")
+@click.option("--seed", type=int, help="Decides draw, split, order and dropout.")
+@click.option("--config", "config_path", type=click.Path(), help="TOML or JSON configuration.")
+@click.option("--strict", is_flag=True, help="Refuse interactions with unknown items.")
+@json_option
+def command(
+    catalog: str,
+    interactions: str,
+    output: Path,
+    encoder: str | None,
+    shots: int | None,
+    method: str | None,
+    min_grade: int | None,
+    item_text: str | None,
+    epochs: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    seed: int | None,
+    config_path: str | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Adapt towers to a shop's interactions and write them to a run folder.
+
+    Options go over the configuration file's values. A run that was interrupted goes on when the
+    same command is given again.
+    """
+    from training.config import TrainConfig
+
+    config = TrainConfig.read(
+        config_path,
+        shots=shots,
+        method=method,
+        min_grade=min_grade,
+        seed=seed,
+        encoder={"preset": encoder, "item_template": item_text},
+        fit={"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate},
+    )
+    from training.catalog import Catalog
+    from training.interactions import Interactions
+    from training.train import train
+
+    products = Catalog.read(catalog)
+    judgements = Interactions.read(interactions, products, strict=strict)
+    say(
+        f"{len(products):,} items, {len(judgements):,} judged pairs "
+        f"of {len(judgements.queries):,} queries"
+    )
+    if judgements.unknown_items.rows:
+        say(f"left out: {judgements.unknown_items}")
+    with progress_bar("Training") as progress:
+        metrics = train(config, products, judgements, output, progress=progress)
+    emit({"output": str(output), **metrics}, as_json, lambda: _report(output, metrics))
+
+
+def _report(output: Path, metrics: dict[str, Any]) -> str:
+    fit = metrics["fit"]
+    if fit is None:
+        return f"Zero-shot towers written to {output}"
+    lines = [
+        f"Trained {fit['trained_parameters']:,} parameters on {fit['pairs']:,} pairs "
+        f"in {fit['seconds']:.1f} s"
+    ]
+    if fit["held_out"]:
+        scores = " ".join(f"{score:.3f}" for score in fit["held_out"])
+        lines.append(
+            f"nDCG@10 on {fit['held_out_queries']} held-out queries, before training and after each "
+            f"epoch: {scores}"
+        )
+        kept = fit["best_epoch"]
+        lines.append(f"Kept epoch {kept}" if kept else "No epoch beat zero-shot: kept zero-shot")
+    lines.append(f"Model written to {output}")
+    return "\n".join(lines)

@@ -1,0 +1,144 @@
+"""The settings of a training run: a typed, validated record, read once and written back whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from towers.checkpoint import DEFAULT_PRESET
+from towers.errors import InputError
+
+Method = Literal["zero-shot", "full"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderConfig(_Section):
+    """The towers.
+
+    Attributes:
+        preset: see `towers.checkpoint`.
+        pooling: ``mean``, ``cls`` or ``max``.
+        projection_dim: width of a projection after pooling; none if absent.
+        shared: one encoder for queries and items.
+        item_template: item text; from the catalogue's columns if absent.
+        query_max_length: tokens.
+        item_max_length: tokens.
+        query_prefix: put before every query.
+    """
+
+    preset: str = DEFAULT_PRESET
+    pooling: Literal["mean", "cls", "max"] = "mean"
+    projection_dim: int | None = Field(None, ge=1)
+    shared: bool = True
+    item_template: str | None = None
+    query_max_length: int = Field(32, ge=3)
+    item_max_length: int = Field(128, ge=3)
+    query_prefix: str = ""
+
+
+class FitConfig(_Section):
+    """The adaptation.
+
+    Attributes:
+        epochs: passes over the pairs, at most.
+        batch_size: pairs a batch; the other items of a batch are a query's negatives.
+        learning_rate: peak of the schedule: linear warm-up, cosine decay.
+        warmup: share of the steps that warm up.
+        weight_decay: AdamW's, not applied to biases and norms.
+        clip_norm: upper limit of the gradient's global norm.
+        temperature: divisor of the cosines.
+        learn_temperature: train the temperature too.
+        symmetric: add the item-to-query direction of the loss.
+        catalog_negatives: random catalogue items added to each batch as negatives.
+        held_out: share of the queries kept back for early stopping; 0 for none.
+        min_held_out: with fewer held-out queries than this none are kept back: a choice by so few
+            would be a coin toss, and each is worth more in training.
+        patience: epochs without a better held-out score before training ends.
+        mixed_precision: compute dtype policy, for example ``mixed_bfloat16``.
+    """
+
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(32, ge=2)
+    learning_rate: float = Field(5e-5, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    temperature: float = Field(0.05, gt=0)
+    learn_temperature: bool = False
+    symmetric: bool = True
+    catalog_negatives: int = Field(0, ge=0)
+    held_out: float = Field(0.1, ge=0, lt=1)
+    min_held_out: int = Field(16, ge=1)
+    patience: int = Field(2, ge=1)
+    mixed_precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+
+
+class TrainConfig(_Section):
+    """All that decides a training run, data aside.
+
+    Attributes:
+        method: ``zero-shot`` (nothing trained) or ``full`` (all weights).
+        shots: number of positive pairs to draw; all if absent.
+        min_grade: lowest grade of a positive pair.
+        seed: decides the draw, the held-out queries, the order and dropout.
+        encoder: the towers.
+        fit: the adaptation.
+    """
+
+    method: Method = "full"
+    shots: int | None = Field(None, ge=1)
+    min_grade: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+    encoder: EncoderConfig = EncoderConfig()
+    fit: FitConfig = FitConfig()
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str] | None, **overrides: Any) -> TrainConfig:
+        """Reads a TOML or JSON file and puts the command line's options over it.
+
+        Args:
+            path: the file; only defaults and overrides if None.
+            **overrides: top-level fields, and ``encoder`` / ``fit`` as dicts of fields; None means
+                not given.
+
+        Raises:
+            InputError: the file cannot be read, names an unknown field or has a wrong value.
+        """
+        values = {} if path is None else _read(Path(path))
+        for name, value in overrides.items():
+            if isinstance(value, dict):
+                given = {key: v for key, v in value.items() if v is not None}
+                values[name] = {**values.get(name, {}), **given}
+            elif value is not None:
+                values[name] = value
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            where = "options" if path is None else f"{os.fspath(path)} and options"
+            faults = "; ".join(
+                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+            )
+            raise InputError(f"configuration ({where}): {faults}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a configuration: {error}") from error
+    try:
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:  # both decoders' errors say where
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise InputError(f"{path}: not valid {kind}: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a configuration is a table of fields")
+    return values

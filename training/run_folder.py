@@ -1,0 +1,166 @@
+"""The folder of a training run: everything needed to understand, use and repeat it.
+
+config.json     resolved configuration
+run.json        data files with their SHA-256, package versions, when it started
+metrics.json    what was measured; written last: a run that has it is finished
+shots.csv       the positive pairs that were drawn
+model/          towers, vocabulary, text settings (`towers.Retriever.load`)
+checkpoints/    for taking up an interrupted run
+tensorboard/    event files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+
+from towers.errors import InputError
+from towers.retriever import Retriever
+from training.atomic_file import atomic_file
+from training.catalog import Catalog
+from training.config import TrainConfig
+from training.interactions import Interactions
+
+_PACKAGES = (
+    "fewshot-towers",
+    "keras",
+    "keras-hub",
+    "numpy",
+    "pyarrow",
+    "tensorflow",
+    "tensorflow-text",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder.
+
+    Args:
+        path: the folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def open(
+        cls, path: Path, config: TrainConfig, catalog: Catalog, interactions: Interactions
+    ) -> RunFolder:
+        """Starts a run in a folder, or takes up an interrupted run of the same inputs.
+
+        Raises:
+            InputError: the folder holds a finished run, a run of other inputs, or other things.
+        """
+        run = cls(path)
+        inputs = {
+            "config": config.model_dump(mode="json"),
+            "data": {
+                "catalog": {"path": catalog.path, "sha256": catalog.sha256},
+                "interactions": {"path": interactions.path, "sha256": interactions.sha256},
+            },
+        }
+        if run.is_finished:
+            raise InputError(f"{path} holds a finished run: name another --output, or remove it")
+        if (path / "run.json").is_file():
+            before = {
+                "config": json.loads((path / "config.json").read_text("utf-8")),
+                "data": json.loads((path / "run.json").read_text("utf-8"))["data"],
+            }
+            if _identity(before) != _identity(inputs):
+                raise InputError(
+                    f"{path} holds an unfinished run of other data or settings: "
+                    "name another --output, or remove it"
+                )
+            return run
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path} exists and is no training run: name another --output")
+        path.mkdir(parents=True, exist_ok=True)
+        run.write_json("config.json", inputs["config"])
+        run.write_json(
+            "run.json",
+            {
+                "id": hashlib.sha256(repr(_identity(inputs)).encode()).hexdigest()[:16],
+                "data": inputs["data"],
+                "packages": package_versions(),
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        )
+        return run
+
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        """A finished run.
+
+        Raises:
+            InputError: the folder holds none.
+        """
+        run = cls(path)
+        if not path.is_dir():
+            raise InputError(f"{path} is no folder: name the --output of `towers train`")
+        if not run.is_finished:
+            raise InputError(f"{path} holds no finished training run (no metrics.json)")
+        return run
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "metrics.json").is_file()
+
+    @property
+    def run_id(self) -> str:
+        """Hash of the run's inputs."""
+        return str(json.loads((self.path / "run.json").read_text("utf-8"))["id"])
+
+    @property
+    def config(self) -> TrainConfig:
+        """The resolved configuration."""
+        return TrainConfig.read(self.path / "config.json")
+
+    def load_retriever(self) -> Retriever:
+        """The adapted towers."""
+        return Retriever.load(self.path / "model")
+
+    def finish(self, retriever: Retriever, shots: Interactions, metrics: dict[str, Any]) -> None:
+        """Writes the result; the run is finished when this returns."""
+        retriever.save(self.path / "model")
+        queries = [shots.queries[row] for row in shots.query_row.tolist()]
+        item_ids = shots.catalog.item_ids[shots.item_row].tolist()
+        table = pa.table({"query": queries, "item_id": item_ids, "grade": pa.array(shots.grade)})
+        with atomic_file(self.path / "shots.csv") as partial:
+            pyarrow.csv.write_csv(table, partial)
+        self.write_json("metrics.json", metrics)
+
+    def write_json(self, name: str, value: object) -> None:
+        """Writes a JSON file, whole or not at all."""
+        with atomic_file(self.path / name) as partial:
+            Path(partial).write_text(
+                json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8"
+            )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that a result may depend on."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _identity(inputs: dict[str, Any]) -> tuple[str, list[str]]:
+    """What two runs must share to be the same run: settings and contents, not file names."""
+    hashes = [inputs["data"][name]["sha256"] for name in ("catalog", "interactions")]
+    return json.dumps(inputs["config"], sort_keys=True), hashes

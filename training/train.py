@@ -1,0 +1,125 @@
+"""A training run from configuration and data to a finished run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from towers.item_text import ItemTemplate
+from towers.retriever import Retriever, TextSettings
+from training.catalog import Catalog
+from training.config import EncoderConfig, TrainConfig
+from training.fit import adapt
+from training.interactions import Interactions
+from training.run_folder import RunFolder
+from training.shots import draw_shots
+
+
+def train(
+    config: TrainConfig,
+    catalog: Catalog,
+    interactions: Interactions,
+    output: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Draws shots, adapts towers and writes a run folder.
+
+    Args:
+        config: all settings.
+        catalog: the items.
+        interactions: judged pairs.
+        output: the run folder; an interrupted run of the same inputs is taken up.
+        progress: told (steps done, steps in all) while training.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        InputError: the data hold no positive pair or too few for the shots asked for, the item
+            text names a column the catalogue lacks, or the folder is taken.
+    """
+    interactions.require_positives(config.min_grade)
+    shots = interactions.positives(config.min_grade)
+    if config.shots is not None:
+        shots = draw_shots(interactions, config.shots, seed=config.seed, min_grade=config.min_grade)
+    template = _template(config.encoder, catalog)
+    texts = render_items(template, catalog)
+    run = RunFolder.open(output, config, catalog, interactions)
+    retriever = build_retriever(config, template)
+    metrics: dict[str, Any] = {
+        "method": config.method,
+        "items": len(catalog),
+        "shots": len(shots),
+        "shot_queries": len(shots.queries),
+        "fit": None,
+    }
+    if config.method == "full":
+        names = set(shots.queries)
+        known = [row for row, query in enumerate(interactions.queries) if query in names]
+        # With a draw of shots, judgements that were not drawn are not known either.
+        judgements = shots if config.shots is not None else interactions.select_queries(known)
+        result = adapt(
+            retriever,
+            shots,
+            texts,
+            config.fit,
+            folder=output,
+            judgements=judgements,
+            seed=config.seed,
+            callbacks=[_Steps(progress)] if progress is not None else [],
+        )
+        retriever, metrics["fit"] = result.retriever, result.as_dict()
+    run.finish(retriever, shots, metrics)
+    return metrics
+
+
+def build_retriever(config: TrainConfig, template: ItemTemplate) -> Retriever:
+    """Zero-shot towers as configured."""
+    encoder = config.encoder
+    return Retriever.from_preset(
+        encoder.preset,
+        text=TextSettings(
+            template.pattern,
+            encoder.query_max_length,
+            encoder.item_max_length,
+            encoder.query_prefix,
+        ),
+        pooling=encoder.pooling,
+        projection_dim=encoder.projection_dim,
+        shared=encoder.shared,
+    )
+
+
+def render_items(template: ItemTemplate, catalog: Catalog) -> list[str]:
+    """The item text of every catalogue row.
+
+    Raises:
+        InputError: the template names a column the catalogue lacks.
+    """
+    return template.render({name: catalog.column(name) for name in template.columns})
+
+
+def _template(encoder: EncoderConfig, catalog: Catalog) -> ItemTemplate:
+    if encoder.item_template is not None:
+        return ItemTemplate(encoder.item_template)
+    return ItemTemplate.for_columns(catalog.table.column_names)
+
+
+class _Steps(keras.callbacks.Callback):
+    """Passes Keras's count of steps on."""
+
+    def __init__(self, progress: Callable[[int, int], None]) -> None:
+        super().__init__()
+        self.progress, self.done, self.epoch_steps = progress, 0, 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.done += 1
+        steps = (self.params.get("steps") or self.epoch_steps) * self.params["epochs"]
+        self.progress(self.done, max(steps, self.done))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.epoch_steps = self.done // (epoch + 1)
