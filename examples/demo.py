@@ -1,6 +1,6 @@
 """The whole path on the sample shop: train, evaluate, export, serve, ask.
 
-Runs the commands a user would type, in a folder of its own under ``runs/demo``. `make demo` calls it.
+Runs the commands a user would type; `make demo` calls it.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ def command(
 ) -> None:
     """Write a SavedModel with its index as the next version under OUTPUT."""
     from serving.export import export_retriever
+
     from training.catalog import Catalog
     from training.interactions import Interactions
     from training.run_folder import RunFolder

@@ -55,10 +55,11 @@ def _table(answer: list[dict[str, Any]]) -> str:
     if not answer:
         return "no items"
     width = max(len(item["item_id"]) for item in answer)
-    return "\n".join(
-        f"{rank:>3}  {item['score']:.4f}  {item['item_id']:<{width}}  {item.get('title') or ''}".rstrip()
+    lines = [
+        f"{rank:>3}  {item['score']:.4f}  {item['item_id']:<{width}}  {item.get('title') or ''}"
         for rank, item in enumerate(answer, 1)
-    )
+    ]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _failed(error: Exception) -> int:

@@ -87,8 +87,8 @@ def _report(output: Path, metrics: dict[str, Any]) -> str:
     if fit["held_out"]:
         scores = " ".join(f"{score:.3f}" for score in fit["held_out"])
         lines.append(
-            f"nDCG@10 on {fit['held_out_queries']} held-out queries, before training and after each "
-            f"epoch: {scores}"
+            f"nDCG@10 on {fit['held_out_queries']} held-out queries, before training and after "
+            f"each epoch: {scores}"
         )
         kept = fit["best_epoch"]
         lines.append(f"Kept epoch {kept}" if kept else "No epoch beat zero-shot: kept zero-shot")
