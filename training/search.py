@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def top_k(
         queries: floating `[Q, d]`.
         items: floating `[N, d]`, any precision; scores are computed in float32.
         k: Items wanted for each query.
-        block_items: Items scored at a time.
+        block_items: Items scored at a time, at most.
         exclude: Integer `[Q, E]`, rows of `items` that a query must not find, padded with -1.
         progress: Called with (scores computed, scores in all) after each block.
 
@@ -96,8 +97,11 @@ def top_k(
     scores = np.full((n_queries, min(k, n_items)), -np.inf, np.float32)
     rows = np.full(scores.shape, -1, np.int64)
     block_queries = max(1, _SCORES // block_items)
-    for start in range(0, n_items, block_items):
-        block = _finite(items[start : start + block_items], "item", start)
+    # Blocks of even size: a matrix product with few columns rounds differently, and two equal items
+    # would no longer have equal scores.
+    bounds = np.linspace(0, n_items, -(-n_items // block_items) + 1).astype(int).tolist()
+    for start, stop in pairwise(bounds):
+        block = _finite(items[start:stop], "item", start)
         for first in range(0, n_queries, block_queries):
             part = slice(first, first + block_queries)
             found = queries[part] @ block.T  # [block_queries, block_items]

@@ -84,6 +84,18 @@ def test_every_item_the_same() -> None:
     np.testing.assert_array_equal(rows, [range(7)] * 2)
 
 
+@pytest.mark.parametrize("n_queries", [1, 2, 7, 64])
+def test_duplicate_items_tie_whatever_the_blocks(n_queries: int) -> None:
+    rng = np.random.default_rng(3)
+    items = rng.normal(size=(1000, 384)).astype(np.float32)
+    copies = np.sort(rng.choice(1000, 200, replace=False))
+    items[copies] = items[copies[0]]
+    queries = items[copies[:1]] + rng.normal(scale=0.1, size=(n_queries, 384))
+    scores, rows = top_k(queries, items, 200, block_items=997)
+    np.testing.assert_array_equal(rows, [copies] * n_queries)
+    assert (scores == scores[:, :1]).all()
+
+
 def test_each_block_better_than_the_last() -> None:
     items = np.arange(1000, dtype=np.float32)[:, None]
     _, rows = top_k(np.array([[1.0], [-1.0]]), items, 3, block_items=100)
@@ -102,7 +114,7 @@ def test_memory_map_and_progress(tmp_path: Path) -> None:
     )
     for ours, expected in zip(found, top_k(queries, items, 4), strict=True):
         np.testing.assert_array_equal(ours, expected)
-    assert told == [(640, 1500), (1280, 1500), (1500, 1500)]
+    assert told == [(500, 1500), (1000, 1500), (1500, 1500)]
 
 
 def test_the_score_matrix_is_never_whole() -> None:
