@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,12 @@ def load_export(path: str | Path) -> Any:
             from scann import scann_ops  # noqa: F401  registers the index's ops
         except ImportError as error:
             raise InputError(f"{path} holds a ScaNN index: install the scann package.") from error
-    return tf.saved_model.load(str(path))
+    loaded = tf.saved_model.load(str(path))
+    release = getattr(loaded, "release", None)
+    if release is not None:
+        # ScaNN's searcher is a copy of the items that outlives the module it was loaded with.
+        weakref.finalize(loaded, release).atexit = False
+    return loaded
 
 
 def uses_scann(path: str | Path) -> bool:

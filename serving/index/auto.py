@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from serving.index.exact import ExactIndex
-from serving.index.item_index import ItemIndex
+from serving.index.item_index import ItemIndex, check_k
 from serving.index.recall import recall, top_scores
 from serving.index.scann import ScannIndex
 from towers.errors import InputError
@@ -22,6 +22,22 @@ TARGET_RECALL = 0.95
 _APPROXIMATE_FROM = 20_000
 _SHARES_OF_LEAVES = (0.02, 0.05, 0.1, 0.2, 0.4, 1.0)
 _REORDERED_PER_RESULT = (5, 10, 20, 50, 100, 200)
+
+
+def check_choice(kind: str, k: int) -> None:
+    """Checks what `choose_index` will be asked for, ahead of work that takes long.
+
+    Raises:
+        InputError: an unknown kind, or a `k` that is not a positive integer.
+    """
+    if kind not in get_args(IndexKind):
+        raise InputError(f"index must be one of {', '.join(get_args(IndexKind))}, not {kind!r}")
+    check_k(k)
+
+
+def may_be_approximate(kind: str, item_count: int) -> bool:
+    """Whether `choose_index` will want queries to measure a recall on."""
+    return kind == "scann" or (kind == "auto" and item_count >= _APPROXIMATE_FROM)
 
 
 @dataclass(frozen=True)
@@ -62,7 +78,7 @@ def choose_index(
         item_ids: string ``[N]``, distinct and not empty.
         embeddings: item embeddings, float ``[N, d]``.
         queries: embeddings of queries such as will be asked, float ``[Q, d]``; a few hundred
-            measure a recall to about one hundredth. Not needed for an exact index.
+            measure a recall to about one hundredth. Needed where `may_be_approximate` says so.
         kind: ``exact`` and ``scann`` are obeyed; ``auto`` chooses.
         k: results for each query.
         target_recall: what ScaNN has to find.
@@ -73,14 +89,12 @@ def choose_index(
     Raises:
         InputError: an unknown kind, nothing to measure with, or what `ItemIndex.index` refuses.
     """
-    if kind not in get_args(IndexKind):
-        raise InputError(f"index must be one of {', '.join(get_args(IndexKind))}, not {kind!r}")
+    check_choice(kind, k)
     exact = ExactIndex(k)
     exact.index(embeddings, item_ids)
-    if kind == "exact":
-        return ChosenIndex(exact, 1.0, 0, "as asked")
-    if kind == "auto" and exact.item_count < _APPROXIMATE_FROM:
-        return ChosenIndex(exact, 1.0, 0, f"fewer than {_APPROXIMATE_FROM:,} items")
+    if not may_be_approximate(kind, exact.item_count):
+        reason = "as asked" if kind == "exact" else f"fewer than {_APPROXIMATE_FROM:,} items"
+        return ChosenIndex(exact, 1.0, 0, reason)
     if not len(queries):
         raise InputError("the recall of a ScaNN index cannot be measured without queries")
 

@@ -44,6 +44,11 @@ class ExactIndex(ItemIndex):
         """True."""
         return True
 
+    @property
+    def trackables(self) -> list[Any]:
+        """See `ItemIndex`."""
+        return [self._identifiers, self._embeddings]
+
     def embeddings_at(self, rows: tf.Tensor) -> tf.Tensor:
         """See `ItemIndex`."""
         return tf.gather(self._embeddings, rows)

@@ -45,8 +45,7 @@ class ItemIndex(TopK):
         query_model: Callable[[Any], tf.Tensor] | None = None,
         name: str | None = None,
     ) -> None:
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise InputError(f"k must be a positive integer, not {k!r}")
+        check_k(k)
         super().__init__(k=int(k), name=name)
         self.query_model = query_model
         self._identifiers: tf.Variable | None = None
@@ -61,6 +60,11 @@ class ItemIndex(TopK):
     def item_count(self) -> int:
         """Number of items."""
         return int(self._indexed_identifiers().shape[0])
+
+    @property
+    def item_ids(self) -> tf.Tensor:
+        """The item ids, string ``[N]``, in the order of the rows."""
+        return tf.convert_to_tensor(self._indexed_identifiers())
 
     @property
     def embedding_dim(self) -> int:
@@ -92,7 +96,7 @@ class ItemIndex(TopK):
         if identifiers is None:
             identifiers = tf.strings.as_string(tf.range(len(embeddings)))
         self._identifiers = tf.Variable(
-            _checked_identifiers(identifiers, len(embeddings)), trainable=False, name="item_ids"
+            checked_item_ids(identifiers, len(embeddings)), trainable=False, name="item_ids"
         )
         self._embedding_dim = embeddings.shape[1]
         self._build(embeddings)
@@ -157,6 +161,11 @@ class ItemIndex(TopK):
         scores, order = tf.math.top_k(scores, k)  # keeps the order of equal scores
         return scores, tf.gather(item_ids, order, batch_dims=1)
 
+    @property
+    @abc.abstractmethod
+    def trackables(self) -> list[Any]:
+        """What an exported module must hold on to for the index to work."""
+
     @abc.abstractmethod
     def embeddings_at(self, rows: tf.Tensor) -> tf.Tensor:
         """Item embeddings, float32 ``[R, d]``, of the rows, int ``[R]``."""
@@ -173,6 +182,12 @@ class ItemIndex(TopK):
         if self._identifiers is None:
             raise ValueError("the index is empty: call `index` first")
         return self._identifiers
+
+
+def check_k(k: Any) -> None:
+    """Raises InputError unless `k` is a positive integer."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise InputError(f"k must be a positive integer, not {k!r}")
 
 
 def _checked_embeddings(candidates: Any) -> np.ndarray:
@@ -195,13 +210,18 @@ def _checked_embeddings(candidates: Any) -> np.ndarray:
     return embeddings
 
 
-def _checked_identifiers(identifiers: Any, count: int) -> tf.Tensor:
+def checked_item_ids(identifiers: Any, count: int) -> tf.Tensor:
+    """Item ids as a tensor, string ``[count]``.
+
+    Raises:
+        InputError: they are not strings, not `count`, or one is empty or appears twice.
+    """
     try:
         ids = tf.convert_to_tensor(identifiers, tf.string)
     except (TypeError, ValueError) as error:
         raise InputError(f"item ids must be strings: {error}") from error
     if ids.shape != [count]:
-        raise InputError(f"{count} embeddings need item ids of shape [{count}], not {ids.shape}")
+        raise InputError(f"{count} items need ids of shape [{count}], not {ids.shape}")
     seen: set[bytes] = set()
     for row, item_id in enumerate(ids.numpy()):
         if not item_id:

@@ -85,6 +85,11 @@ class ScannIndex(ItemIndex):
         """False."""
         return False
 
+    @property
+    def trackables(self) -> list[Any]:
+        """See `ItemIndex`."""
+        return [self._identifiers, self._state]
+
     def embeddings_at(self, rows: tf.Tensor) -> tf.Tensor:
         """See `ItemIndex`."""
         assert self._state is not None

@@ -40,7 +40,9 @@ def test_a_small_catalogue_is_searched_exactly(
     items: np.ndarray, queries: np.ndarray, ids: list[str]
 ) -> None:
     chosen = choose_index(ids[:-1], items[:-1], queries)
-    assert chosen.index.kind == "exact" and chosen.recall == 1.0 and chosen.queries == 0
+    assert chosen.index.kind == "exact"
+    assert chosen.recall == 1.0
+    assert chosen.queries == 0
     assert "20,000" in chosen.reason
 
 
@@ -48,7 +50,8 @@ def test_a_large_one_gets_scann_with_its_recall_measured(
     items: np.ndarray, queries: np.ndarray, ids: list[str]
 ) -> None:
     chosen = choose_index(ids, items, queries, k=5)
-    assert chosen.index.kind == "scann" and chosen.queries == 128
+    assert chosen.index.kind == "scann"
+    assert chosen.queries == 128
     assert 0.95 <= chosen.recall <= 1.0
     # The same number from NumPy: the choice reports what it serves.
     expected = np.argsort(-(queries @ items.T), axis=1)[:, :5]
@@ -73,10 +76,12 @@ def test_exact_where_scann_cannot_reach_the_target(
 ) -> None:
     monkeypatch.setattr(auto, "_REORDERED_PER_RESULT", (1,))
     chosen = choose_index(ids, items, queries, target_recall=0.99)
-    assert chosen.index.kind == "exact" and chosen.recall == 1.0
+    assert chosen.index.kind == "exact"
+    assert chosen.recall == 1.0
     assert "at most" in chosen.reason
     obeyed = choose_index(ids, items, queries, kind="scann", target_recall=0.99)
-    assert obeyed.index.kind == "scann" and obeyed.recall < 0.99
+    assert obeyed.index.kind == "scann"
+    assert obeyed.recall < 0.99
 
 
 def test_exact_where_scann_would_cost_as_much(
@@ -84,15 +89,18 @@ def test_exact_where_scann_would_cost_as_much(
 ) -> None:
     monkeypatch.setattr(auto, "_REORDERED_PER_RESULT", (COUNT,))
     chosen = choose_index(ids, items, queries)
-    assert chosen.index.kind == "exact" and "as much memory" in chosen.reason
+    assert chosen.index.kind == "exact"
+    assert "as much memory" in chosen.reason
 
 
 def test_a_kind_that_is_asked_for_is_obeyed(items: np.ndarray, queries: np.ndarray) -> None:
     few = [str(row) for row in range(30)]
     scann = choose_index(few, items[:30], queries, kind="scann")
-    assert scann.index.kind == "scann" and scann.recall == 1.0
+    assert scann.index.kind == "scann"
+    assert scann.recall == 1.0
     exact = choose_index(few, items[:30], queries[:0], kind="exact")
-    assert exact.index.kind == "exact" and exact.recall == 1.0
+    assert exact.index.kind == "exact"
+    assert exact.recall == 1.0
 
 
 def test_bad_requests(items: np.ndarray, queries: np.ndarray) -> None:

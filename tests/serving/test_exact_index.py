@@ -53,7 +53,8 @@ def test_equals_a_stable_sort(items: int, queries: int, k: int, block: int) -> N
         patch.setattr(serving.index.exact, "_BLOCK", block)
         scores, ids = _answer(ExactIndex(k).index(embeddings, _ids(items)), asked)
     width = min(k, items)
-    assert scores.shape == (queries, k) and scores.dtype == np.float32
+    assert scores.shape == (queries, k)
+    assert scores.dtype == np.float32
     np.testing.assert_array_equal(scores[:, :width], np.take_along_axis(expected, order, axis=1))
     assert [row[:width] for row in ids] == [[f"item {i}" for i in row] for row in order]
     assert np.all(scores[:, width:] == FLOOR_SCORE)
@@ -64,16 +65,20 @@ def test_equals_a_stable_sort(items: int, queries: int, k: int, block: int) -> N
 @pytest.mark.parametrize("count", [1, 3, 100])
 def test_fixed_width_whatever_the_catalogue(kind: type[ItemIndex], count: int) -> None:
     index = kind(10).index(_vectors(count), _ids(count))
-    assert index.item_count == count and index.embedding_dim == 8 and index.k == 10
+    assert index.item_count == count
+    assert index.embedding_dim == 8
+    assert index.k == 10
     for batch in (0, 1, 5):
         scores, ids = _answer(index, _vectors(batch, seed=1))
         assert scores.shape == (batch, 10)
         assert [len(row) for row in ids] == [10] * batch
         for row_scores, row in zip(scores, ids, strict=True):
             found = min(count, 10)
-            assert len(set(row[:found])) == found and EMPTY_ID not in row[:found]
+            assert len(set(row[:found])) == found
+            assert EMPTY_ID not in row[:found]
             assert row[found:] == [EMPTY_ID] * (10 - found)
-            assert np.all(np.diff(row_scores) <= 0) and np.all(np.isfinite(row_scores))
+            assert np.all(np.diff(row_scores) <= 0)
+            assert np.all(np.isfinite(row_scores))
             assert np.all(row_scores[found:] == FLOOR_SCORE)
 
 
@@ -206,4 +211,5 @@ def test_bad_queries() -> None:
 def test_a_nan_query_gets_an_empty_answer() -> None:
     index = ExactIndex(2).index(_vectors(3))
     scores, ids = _answer(index, np.full((1, 8), np.nan, np.float32))
-    assert scores.tolist() == [[FLOOR_SCORE] * 2] and ids == [["", ""]]
+    assert scores.tolist() == [[FLOOR_SCORE] * 2]
+    assert ids == [["", ""]]

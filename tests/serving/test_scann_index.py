@@ -39,7 +39,8 @@ def test_sizes_follow_the_guidance(hashed: ScannIndex) -> None:
     small = ScannIndex(10)
     small.index(_clustered(100))
     assert small.parameters == {"leaves": 0, "leaves_to_search": 0, "reorder": 0}
-    assert not small.hashed and hashed.hashed
+    assert not small.hashed
+    assert hashed.hashed
 
 
 @pytest.mark.parametrize(("count", "leaves"), [(1, 3), (5, 100), (16, 100), (100, 30)])
@@ -72,7 +73,8 @@ def test_k_above_the_reorder_count_is_not_cut_short(embeddings: np.ndarray) -> N
     scores, ids = index(tf.constant(embeddings[:3]), k=500)
     assert ids.shape == (3, 500)
     for row in ids.numpy():
-        assert len(set(row)) == 500 and b"" not in row
+        assert len(set(row)) == 500
+        assert b"" not in row
     assert np.all(scores.numpy() > FLOOR_SCORE)
 
 

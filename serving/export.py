@@ -1,0 +1,183 @@
+"""Export: towers, item embeddings and index become one versioned SavedModel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from serving.exported_module import ExportedModule
+from serving.index.auto import IndexKind, check_choice, choose_index, may_be_approximate
+from serving.index.item_index import checked_item_ids
+from serving.index.scann import ScannIndex
+from serving.manifest import SCANN_SERVER, STOCK_SERVER, Manifest
+from serving.versions import check_model_folder, new_version
+from serving.warmup import write_warmup
+from towers.errors import InputError
+from towers.retriever import Retriever
+
+DEFAULT_K = 10
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of the stage, what is done of it, and what there is to do."""
+
+_RECALL_QUERIES = 512
+_OPENING_WORDS = 4
+_WARMUP_TEXTS = 32
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A published version.
+
+    Attributes:
+        path: its folder.
+        version: its number.
+        manifest: what it is made of, the index and its recall included.
+    """
+
+    path: Path
+    version: int
+    manifest: Manifest
+
+
+def export_retriever(
+    retriever: Retriever,
+    item_ids: Sequence[str],
+    item_texts: Sequence[str],
+    output: str | Path,
+    *,
+    index: IndexKind = "auto",
+    k: int = DEFAULT_K,
+    item_embeddings: np.ndarray | None = None,
+    sample_queries: Sequence[str] | None = None,
+    run_id: str = "",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Publishes a retriever with its catalogue as the next version of the model `output`.
+
+    A recall is measured on up to 512 of the sample queries. Without any, the first words of item
+    texts stand in for them. Nothing that a customer typed is written into the export: the warm-up
+    requests are made of item texts and item ids.
+
+    Args:
+        retriever: the trained towers; exported in float32, whatever they were trained in.
+        item_ids: ids of the catalogue's items, distinct and not empty.
+        item_texts: texts of the items, the template filled in, in the same order.
+        output: the model's folder, `saved_models/NAME`.
+        index: ``exact``, ``scann``, or ``auto`` to choose; see `choose_index`.
+        k: width of every answer, fixed in the graph.
+        item_embeddings: float ``[N, d]``, if they have been made already by the same towers.
+        sample_queries: queries such as will be asked.
+        run_id: the training run, for the manifest.
+        seed: draws the queries that recall is measured on.
+        progress: told about the stages ``encode items``, ``build index`` and ``write version``.
+
+    Returns:
+        The published version.
+
+    Raises:
+        InputError: no items, ids that are not distinct, numbers of ids, texts and embeddings that
+            differ, or an `output` that cannot be a model's folder.
+    """
+    report = progress or (lambda stage, done, total: None)
+    output = Path(output).resolve()
+    # All that can be wrong with the input is found before the long work starts.
+    check_model_folder(output)
+    check_choice(index, k)
+    _check_items(retriever, item_ids, item_texts, item_embeddings)
+    retriever = retriever.as_float32()
+
+    if item_embeddings is None:
+        item_embeddings = retriever.encode_items(
+            item_texts, progress=lambda done, total: report("encode items", done, total)
+        )
+    report("build index", 0, 1)
+    texts, source = _recall_queries(sample_queries, item_texts, seed)
+    if not may_be_approximate(index, len(item_ids)):
+        texts = []
+    chosen = choose_index(
+        item_ids, item_embeddings, retriever.encode_queries(texts), kind=index, k=k
+    )
+    report("build index", 1, 1)
+
+    report("write version", 0, 1)
+    module = ExportedModule(retriever, chosen.index)
+    manifest = Manifest(
+        encoder_fingerprint=retriever.fingerprint(),
+        item_template=retriever.text.item_template,
+        query_max_length=retriever.text.query_max_length,
+        item_max_length=retriever.text.item_max_length,
+        embedding_dim=retriever.embedding_dim,
+        item_count=len(item_ids),
+        k=k,
+        index_kind=chosen.index.kind,
+        index_parameters=chosen.index.parameters,
+        index_recall=chosen.recall,
+        index_recall_measured=f"{chosen.queries} {source}" if chosen.queries else "nothing",
+        index_reason=chosen.reason,
+        signatures=list(module.signatures),
+        server=SCANN_SERVER if isinstance(chosen.index, ScannIndex) else STOCK_SERVER,
+        run_id=run_id,
+    )
+    with new_version(output) as draft:
+        tf.saved_model.save(module, str(draft.path), signatures=module.signatures)
+        _write_warmup(draft.path, output.name, item_ids, item_texts)
+        manifest.write(draft.path)
+    if isinstance(chosen.index, ScannIndex):
+        chosen.index.release()
+    report("write version", 1, 1)
+    assert draft.version is not None
+    return ExportResult(draft.path, draft.version, manifest)
+
+
+def _check_items(
+    retriever: Retriever,
+    item_ids: Sequence[str],
+    item_texts: Sequence[str],
+    item_embeddings: np.ndarray | None,
+) -> None:
+    if not len(item_ids):
+        raise InputError("the catalogue holds no items: there is nothing to export")
+    checked_item_ids(item_ids, len(item_ids))
+    if len(item_texts) != len(item_ids):
+        raise InputError(f"{len(item_ids)} item ids need as many texts, not {len(item_texts)}")
+    expected = (len(item_ids), retriever.embedding_dim)
+    if item_embeddings is not None and item_embeddings.shape != expected:
+        raise InputError(f"item embeddings must be {expected}, not {item_embeddings.shape}")
+
+
+def _recall_queries(
+    sample_queries: Sequence[str] | None, item_texts: Sequence[str], seed: int
+) -> tuple[list[str], str]:
+    """Queries to measure a recall on, and what they are."""
+    draw = np.random.default_rng(seed)
+    if sample_queries:
+        distinct = list(dict.fromkeys(sample_queries))
+        rows = draw.permutation(len(distinct))[:_RECALL_QUERIES]
+        return [distinct[row] for row in rows], "sample queries"
+    rows = draw.permutation(len(item_texts))[:_RECALL_QUERIES]
+    return [_opening(item_texts[row]) for row in rows], "openings of item texts"
+
+
+def _opening(text: str) -> str:
+    return " ".join(text.split()[:_OPENING_WORDS])
+
+
+def _write_warmup(
+    folder: Path, model_name: str, item_ids: Sequence[str], item_texts: Sequence[str]
+) -> None:
+    texts = item_texts[:_WARMUP_TEXTS]
+    openings = [_opening(text) for text in texts]
+    inputs = {
+        "serving_default": ("query", openings),
+        "search": ("query", openings),
+        "encode_query": ("query", openings),
+        "encode_item": ("text", texts),
+        "similar": ("item_id", item_ids[:_WARMUP_TEXTS]),
+    }
+    write_warmup(folder, model_name, inputs)

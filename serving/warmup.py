@@ -1,0 +1,47 @@
+"""Warm-up requests: what a server runs on a new version before it lets users at it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+MAX_RECORDS = 1000  # TensorFlow Serving refuses a file with more
+
+_BATCH_SIZES = (1, 2, 8, 32)
+
+
+def write_warmup(
+    folder: str | Path, model_name: str, inputs: Mapping[str, tuple[str, Sequence[str]]]
+) -> int:
+    """Writes a request for every signature and a few batch sizes, in TF Serving's format.
+
+    Args:
+        folder: the version's folder.
+        model_name: name of the model.
+        inputs: signature name to the name of its input and values for it, one at least.
+
+    Returns:
+        The number of records.
+    """
+    path = Path(folder) / WARMUP_FILE
+    path.parent.mkdir(exist_ok=True)
+    records = 0
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for signature, (input_name, values) in inputs.items():
+            for size in _BATCH_SIZES:
+                request = predict_pb2.PredictRequest()
+                request.model_spec.name = model_name
+                request.model_spec.signature_name = signature
+                batch = list(islice(cycle(values), size))
+                request.inputs[input_name].CopyFrom(tf.make_tensor_proto(batch, tf.string))
+                log = prediction_log_pb2.PredictionLog(
+                    predict_log=prediction_log_pb2.PredictLog(request=request)
+                )
+                writer.write(log.SerializeToString())
+                records += 1
+    return records
