@@ -1,0 +1,162 @@
+"""A client for a served retrieval model; it does not need TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+
+from serving.client_error import ServingError
+from serving.client_grpc import GrpcTransport
+from serving.client_rest import RestTransport
+from towers.errors import InputError
+
+__all__ = ["Hit", "RetrievalClient", "ServingError", "VersionStatus"]
+
+_TRANSPORTS: dict[str, type[GrpcTransport] | type[RestTransport]] = {
+    "grpc": GrpcTransport,
+    "rest": RestTransport,
+}
+
+
+class Hit(NamedTuple):
+    """An item that was found.
+
+    Attributes:
+      item_id: The item's id in the catalogue.
+      score: Its score; the higher, the better.
+    """
+
+    item_id: str
+    score: float
+
+
+class VersionStatus(NamedTuple):
+    """What the server says about one version of the model.
+
+    Attributes:
+      version: The version's number.
+      state: START, LOADING, AVAILABLE, UNLOADING or END.
+      error: Why it could not be served; empty where nothing is wrong.
+    """
+
+    version: int
+    state: str
+    error: str
+
+
+class RetrievalClient:
+    """Asks a server, ours or TensorFlow Serving, about a model exported by this package.
+
+    One client may be shared by threads. It holds a connection: close it, or use it in a `with`.
+
+    Example:
+      ```python
+      with RetrievalClient("localhost:8500", model="shop") as client:
+          for hit in client.search(["something to keep coffee hot"], k=5)[0]:
+              print(hit.item_id, hit.score)
+      ```
+    """
+
+    def __init__(
+        self,
+        address: str = "localhost:8500",
+        *,
+        model: str,
+        transport: str = "grpc",
+        timeout: float = 10.0,
+    ) -> None:
+        """Makes a client; the first call connects.
+
+        Args:
+          address: `HOST:PORT`; for REST also a URL, `http://HOST:PORT`.
+          model: The name the model is served under.
+          transport: "grpc" or "rest".
+          timeout: How many seconds a call may take.
+
+        Raises:
+          InputError: There is no such transport, or the address is not one for it.
+        """
+        if transport not in _TRANSPORTS:
+            raise InputError(f"transport is {transport!r}; it has to be 'grpc' or 'rest'.")
+        if transport == "grpc" and address.startswith(("http://", "https://")):
+            raise InputError(
+                f"{address} is a REST address: pass transport='rest', or HOST:PORT for gRPC."
+            )
+        self._transport = _TRANSPORTS[transport](address, model, timeout)
+
+    def search(self, texts: Sequence[str], k: int | None = None) -> list[list[Hit]]:
+        """Finds the items that fit each query text.
+
+        Args:
+          texts: The queries.
+          k: How many hits to return at most; as many as the model was exported with when None,
+            which is also the most there can be.
+
+        Returns:
+          The hits of each query, best first.
+
+        Raises:
+          ServingError: The server cannot be reached or refuses.
+        """
+        return self._hits("search", "query", texts, k)
+
+    def similar(self, item_ids: Sequence[str], k: int | None = None) -> list[list[Hit]]:
+        """Finds the items that are like each given item; see `search`."""
+        return self._hits("similar", "item_id", item_ids, k)
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns the query tower's embeddings, float32 `[len(texts), dim]`.
+
+        Raises:
+          ServingError: The server cannot be reached or refuses.
+        """
+        outputs = self._transport.predict("encode_query", "query", _list(texts))
+        (embedding,) = outputs.values()
+        rows = np.array(embedding, np.float32)
+        return rows if rows.ndim == 2 else rows.reshape(len(texts), 0)
+
+    def status(self) -> list[VersionStatus]:
+        """Returns the state of each version the server has seen, the newest first.
+
+        Raises:
+          ServingError: The server cannot be reached, or knows no version of the model.
+        """
+        return [VersionStatus(*entry) for entry in self._transport.status()]
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._transport.close()
+
+    def __enter__(self) -> RetrievalClient:
+        """Returns the client."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes the connection."""
+        self.close()
+
+    def _hits(
+        self, signature: str, name: str, values: Sequence[str], k: int | None
+    ) -> list[list[Hit]]:
+        if k is not None and k < 1:
+            raise InputError(f"k is {k}; it has to be at least 1.")
+        outputs = self._transport.predict(signature, name, _list(values))
+        return [
+            # Rows have a fixed width; where there were too few candidates, the ids are empty.
+            [Hit(item_id, score) for item_id, score in zip(ids, scores, strict=True) if item_id][:k]
+            for ids, scores in zip(outputs["item_ids"], outputs["scores"], strict=True)
+        ]
+
+
+def _list(values: Sequence[str]) -> list[str]:
+    if isinstance(values, str):
+        raise TypeError(f"expected a list of strings, got one string; pass [{values!r}]")
+    return list(values)

@@ -1,0 +1,91 @@
+"""The client's calls over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+
+from serving.client_error import ServingError
+from serving.client_messages import (
+    GetModelStatusRequest,
+    GetModelStatusResponse,
+    PredictRequest,
+    PredictResponse,
+    TensorProto,
+)
+
+# tensorflow.DataType and ModelVersionStatus.State
+_DT_FLOAT = 1
+_DT_STRING = 7
+_STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
+_UNLIMITED = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+)
+
+
+class GrpcTransport:
+    """Calls PredictionService and ModelService of one model."""
+
+    def __init__(self, address: str, model: str, timeout: float) -> None:
+        """Makes a transport; the connection is opened by the first call."""
+        self._model = model
+        self._timeout = timeout
+        self._channel = grpc.insecure_channel(address, options=_UNLIMITED)
+        self._predict = self._channel.unary_unary(
+            "/tensorflow.serving.PredictionService/Predict",
+            request_serializer=PredictRequest.SerializeToString,
+            response_deserializer=PredictResponse.FromString,
+        )
+        self._get_model_status = self._channel.unary_unary(
+            "/tensorflow.serving.ModelService/GetModelStatus",
+            request_serializer=GetModelStatusRequest.SerializeToString,
+            response_deserializer=GetModelStatusResponse.FromString,
+        )
+
+    def predict(self, signature: str, name: str, strings: Sequence[str]) -> dict[str, list]:
+        """Runs a signature on one input of strings; returns its outputs as nested lists."""
+        request = PredictRequest()
+        request.model_spec.name = self._model
+        request.model_spec.signature_name = signature
+        named = request.inputs.add(key=name)
+        named.value.dtype = _DT_STRING
+        named.value.tensor_shape.dim.add(size=len(strings))
+        named.value.string_val.extend(string.encode() for string in strings)
+        response = self._call(self._predict, request)
+        return {output.key: _nested_list(output.value) for output in response.outputs}
+
+    def status(self) -> list[tuple[int, str, str]]:
+        """Returns version, state and error of each version the server has seen."""
+        request = GetModelStatusRequest()
+        request.model_spec.name = self._model
+        response = self._call(self._get_model_status, request)
+        return [
+            (entry.version, _STATES.get(entry.state, "UNKNOWN"), entry.status.error_message)
+            for entry in response.model_version_status
+        ]
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._channel.close()
+
+    def _call(self, method: grpc.UnaryUnaryMultiCallable, request: Any) -> Any:
+        try:
+            return method(request, timeout=self._timeout)
+        except grpc.RpcError as error:
+            raise ServingError(error.code().name, error.details() or "") from error
+
+
+def _nested_list(tensor: TensorProto) -> list:
+    shape = [dim.size for dim in tensor.tensor_shape.dim]
+    if tensor.dtype == _DT_STRING:
+        strings = np.array([value.decode() for value in tensor.string_val], object)
+        return strings.reshape(shape).tolist()
+    if tensor.dtype != _DT_FLOAT:
+        raise ServingError("UNIMPLEMENTED", f"an output has DataType {tensor.dtype}")
+    if tensor.tensor_content:  # a TF Serving may be set to send tensors this way
+        return np.frombuffer(tensor.tensor_content, np.float32).reshape(shape).tolist()
+    return np.array(tensor.float_val, np.float32).reshape(shape).tolist()

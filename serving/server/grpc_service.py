@@ -1,0 +1,97 @@
+"""PredictionService and ModelService over gRPC; the methods' names are the protocol's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import grpc
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from serving.server.model_api import ModelApi
+from serving.server.status import StatusError
+
+# Details travel in HTTP/2 trailers, for which clients accept 8 KiB, percent-encoded.
+_MAX_DETAILS = 2000
+
+_log = logging.getLogger(__name__)
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Predict and GetModelMetadata; the calls on tf.Example are refused."""
+
+    def __init__(self, api: ModelApi) -> None:
+        """Makes the service."""
+        self._api = api
+
+    def Predict(
+        self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
+    ) -> predict_pb2.PredictResponse:
+        """Answers a PredictRequest."""
+        return _answer(self._api.predict, request, context)
+
+    def GetModelMetadata(
+        self,
+        request: get_model_metadata_pb2.GetModelMetadataRequest,
+        context: grpc.ServicerContext,
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        """Answers with the SignatureDefs."""
+        return _answer(self._api.get_model_metadata, request, context)
+
+    def Classify(self, request: Any, context: grpc.ServicerContext) -> None:
+        """Refuses: UNIMPLEMENTED."""
+        _refuse("Classify", context)
+
+    def Regress(self, request: Any, context: grpc.ServicerContext) -> None:
+        """Refuses: UNIMPLEMENTED."""
+        _refuse("Regress", context)
+
+    def MultiInference(self, request: Any, context: grpc.ServicerContext) -> None:
+        """Refuses: UNIMPLEMENTED."""
+        _refuse("MultiInference", context)
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    """GetModelStatus; the models of a running server cannot be reconfigured."""
+
+    def __init__(self, api: ModelApi) -> None:
+        """Makes the service."""
+        self._api = api
+
+    def GetModelStatus(
+        self,
+        request: get_model_status_pb2.GetModelStatusRequest,
+        context: grpc.ServicerContext,
+    ) -> get_model_status_pb2.GetModelStatusResponse:
+        """Answers with the states of the model's versions."""
+        return _answer(self._api.get_model_status, request, context)
+
+    def HandleReloadConfigRequest(self, request: Any, context: grpc.ServicerContext) -> None:
+        """Refuses: UNIMPLEMENTED."""
+        _refuse("HandleReloadConfigRequest", context)
+
+
+def _answer(
+    call: Callable[[_Request], _Response], request: _Request, context: grpc.ServicerContext
+) -> _Response:
+    try:
+        return call(request)
+    except StatusError as error:
+        status = error
+    except Exception as error:
+        _log.exception("a request failed in the server")
+        status = StatusError.wrap(error)
+    return context.abort(status.code, status.message[:_MAX_DETAILS])  # raises
+
+
+def _refuse(method: str, context: grpc.ServicerContext) -> None:
+    context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served; use Predict.")

@@ -1,0 +1,118 @@
+"""The calls of the API on the models of this server, whichever transport they came in by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_pb2,
+    predict_pb2,
+)
+
+from serving.server.model_versions import ModelVersions
+from serving.server.predict import run_predict
+from serving.server.servable import Servable
+from serving.server.status import invalid_argument, not_found
+
+SIGNATURE_DEF = "signature_def"
+
+
+class ModelApi:
+    """Finds the model and version a request names, and answers it.
+
+    Codes and messages are TF Serving's.
+    """
+
+    def __init__(self, models: Mapping[str, ModelVersions]) -> None:
+        """Makes the API over models by their names."""
+        self._models = models
+
+    def acquire(self, spec: model_pb2.ModelSpec) -> AbstractContextManager[Servable]:
+        """Lends the version that a ModelSpec names, for the length of a request.
+
+        Raises:
+          StatusError: INVALID_ARGUMENT for a spec without a name or with a label, which no
+            version has; NOT_FOUND where the model or the version is not available.
+        """
+        if not spec.name:
+            raise invalid_argument("ModelSpec has no name specified.")
+        choice = spec.WhichOneof("version_choice")
+        if choice == "version_label":
+            raise invalid_argument(f"Unrecognized servable version label: {spec.version_label}")
+        model = self._models.get(spec.name) or ModelVersions(spec.name)
+        return model.acquire(spec.version.value if choice == "version" else None)
+
+    def predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
+        """Answers PredictionService.Predict.
+
+        Raises:
+          StatusError: The model or version is missing, the request does not fit the signature, or
+            the graph failed.
+        """
+        _require_model_spec(request)
+        with self.acquire(request.model_spec) as servable:
+            return run_predict(servable, request)
+
+    def get_model_metadata(
+        self, request: get_model_metadata_pb2.GetModelMetadataRequest
+    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        """Answers PredictionService.GetModelMetadata with the SignatureDefs.
+
+        Raises:
+          StatusError: The model or version is missing, or another field was asked for.
+        """
+        _require_model_spec(request)
+        if not request.metadata_field:
+            raise invalid_argument(
+                "GetModelMetadataRequest must specify at least one metadata_field"
+            )
+        for field in request.metadata_field:
+            if field != SIGNATURE_DEF:
+                raise invalid_argument(f"Metadata field {field} is not supported")
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        with self.acquire(request.model_spec) as servable:
+            signature_defs = get_model_metadata_pb2.SignatureDefMap(
+                signature_def=servable.signature_defs
+            )
+            response.model_spec.version.value = servable.version
+        response.model_spec.name = request.model_spec.name
+        response.metadata[SIGNATURE_DEF].Pack(signature_defs)
+        return response
+
+    def get_model_status(
+        self, request: get_model_status_pb2.GetModelStatusRequest
+    ) -> get_model_status_pb2.GetModelStatusResponse:
+        """Answers ModelService.GetModelStatus, for one version or for all that were seen.
+
+        Raises:
+          StatusError: NOT_FOUND, where no such version was ever seen.
+        """
+        _require_model_spec(request)
+        spec = request.model_spec
+        model = self._models.get(spec.name)
+        statuses = model.statuses() if model else []
+        if spec.HasField("version"):
+            wanted = spec.version.value
+            statuses = [status for status in statuses if status.version == wanted]
+            if not statuses:
+                raise not_found(f"Could not find version {wanted} of model {spec.name}")
+        if not statuses:
+            raise not_found(f"Could not find any versions of model {spec.name}")
+        response = get_model_status_pb2.GetModelStatusResponse()
+        for status in statuses:
+            entry = response.model_version_status.add(version=status.version, state=status.state)
+            entry.status.error_code = status.code.value[0]
+            entry.status.error_message = status.message
+        return response
+
+
+def _require_model_spec(
+    request: predict_pb2.PredictRequest
+    | get_model_metadata_pb2.GetModelMetadataRequest
+    | get_model_status_pb2.GetModelStatusRequest,
+) -> None:
+    if not request.HasField("model_spec"):
+        raise invalid_argument("Missing ModelSpec")

@@ -1,0 +1,83 @@
+"""One version of a model, loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+
+from serving.loading import GRAPH_FILE, load_export
+from serving.server.signatures import Signature
+from serving.server.status import StatusError
+
+DEFAULT_SIGNATURE = "serving_default"
+_SERVE_TAG = "serve"
+
+
+class Servable:
+    """A loaded version: its signatures, ready to run, and their definitions.
+
+    Attributes:
+      version: The version's number.
+      signature_defs: The SignatureDefs as they stand in the SavedModel.
+    """
+
+    def __init__(
+        self,
+        version: int,
+        loaded: Any,
+        signature_defs: Mapping[str, meta_graph_pb2.SignatureDef],
+    ) -> None:
+        """Makes a servable from what `tf.saved_model.load` returned."""
+        self.version = version
+        self.signature_defs = dict(signature_defs)
+        # Restored functions hold their variables, tables and assets only through this object.
+        self._loaded = loaded
+        self._signatures = {
+            name: Signature(name, signature_defs[name], function)
+            for name, function in loaded.signatures.items()
+        }
+
+    @classmethod
+    def load(cls, path: Path, version: int) -> Servable:
+        """Loads a version folder.
+
+        Raises:
+          InputError: The folder holds no SavedModel, or needs a library that is missing.
+          StatusError: The SavedModel has no graph to serve.
+          Exception: Whatever TensorFlow raises for a SavedModel it cannot restore.
+        """
+        return cls(version, load_export(path), _read_signature_defs(path))
+
+    def signature(self, name: str) -> Signature:
+        """Returns a signature by its key; the empty name means `serving_default`.
+
+        Raises:
+          StatusError: FAILED_PRECONDITION, where there is none of that name.
+        """
+        name = name or DEFAULT_SIGNATURE
+        try:
+            return self._signatures[name]
+        except KeyError:
+            raise StatusError(
+                grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.'
+            ) from None
+
+
+def _read_signature_defs(path: Path) -> dict[str, meta_graph_pb2.SignatureDef]:
+    saved_model = saved_model_pb2.SavedModel.FromString((path / GRAPH_FILE).read_bytes())
+    for meta_graph in saved_model.meta_graphs:
+        if _SERVE_TAG in meta_graph.meta_info_def.tags:
+            # A copy each: a reference into the message would keep the whole graph in memory.
+            definitions = {}
+            for name, definition in meta_graph.signature_def.items():
+                definitions[name] = meta_graph_pb2.SignatureDef()
+                definitions[name].CopyFrom(definition)
+            return definitions
+    raise StatusError(
+        grpc.StatusCode.NOT_FOUND,
+        f"Could not find meta graph def matching supplied tags: {{ {_SERVE_TAG} }} in {path}.",
+    )

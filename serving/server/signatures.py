@@ -1,0 +1,147 @@
+"""One signature of a loaded SavedModel: what it takes, what it gives, and how it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
+
+from serving.server.status import StatusError, invalid_argument
+from serving.server.tensors import array_from_proto, dtype_name, shape_text
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What the graph expects of one input.
+
+    Attributes:
+      dtype: The element type.
+      shape: The dimensions, None where any size will do; None as a whole where any rank will.
+    """
+
+    dtype: tf.DType
+    shape: tuple[int | None, ...] | None
+
+    def admits(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape can be fed."""
+        return self.shape is None or (
+            len(shape) == len(self.shape)
+            and all(
+                want is None or got == want for got, want in zip(shape, self.shape, strict=True)
+            )
+        )
+
+
+class Signature:
+    """A signature and the function that computes it.
+
+    Everything is checked before the graph runs: TensorFlow itself checks neither rank nor
+    dimensions of what is fed to a restored function, and some ops abort the process when the
+    rank is not the one they were traced with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        definition: meta_graph_pb2.SignatureDef,
+        function: Callable[..., Mapping[str, tf.Tensor]],
+    ) -> None:
+        """Makes a signature.
+
+        Args:
+          name: The key it has in the SavedModel.
+          definition: Its SignatureDef.
+          function: Takes a tensor for each input by name, returns a tensor for each output.
+        """
+        self.name = name
+        self.inputs = {name: _input_spec(info) for name, info in sorted(definition.inputs.items())}
+        self.outputs = tuple(sorted(definition.outputs))
+        self._function = function
+        self._defaults = {
+            name: array_from_proto(proto, name) for name, proto in definition.defaults.items()
+        }
+
+    def run(
+        self, inputs: Mapping[str, np.ndarray], output_filter: Sequence[str] = ()
+    ) -> dict[str, np.ndarray]:
+        """Computes the outputs.
+
+        Args:
+          inputs: An array for each input; strings are arrays of `bytes` objects.
+          output_filter: The outputs wanted; all when empty.
+
+        Raises:
+          StatusError: INVALID_ARGUMENT where the inputs or the filter do not fit the signature;
+            the op's own code where the graph fails.
+        """
+        wanted = self._select_outputs(output_filter)
+        self._check_names(inputs)
+        inputs = {**self._defaults, **inputs}
+        for position, (name, spec) in enumerate(self.inputs.items()):
+            self._check_tensor(position, name, spec, inputs[name])
+        tensors = {
+            name: tf.constant(inputs[name], spec.dtype) for name, spec in self.inputs.items()
+        }
+        try:
+            outputs = self._function(**tensors)
+            return {name: _array(outputs[name]) for name in wanted}
+        except tf.errors.OpError as error:
+            raise StatusError.wrap(error) from error
+
+    def _select_outputs(self, output_filter: Sequence[str]) -> Sequence[str]:
+        seen: set[str] = set()
+        for name in output_filter:
+            if name not in self.outputs:
+                raise invalid_argument(
+                    f"output tensor alias not found in signature: {name} Outputs expected to be "
+                    f"in the set {_braces(self.outputs)}."
+                )
+            if name in seen:
+                raise invalid_argument(f"duplicate output tensor alias: {name}")
+            seen.add(name)
+        return output_filter or self.outputs
+
+    def _check_names(self, inputs: Mapping[str, np.ndarray]) -> None:
+        extra = inputs.keys() - self.inputs.keys()
+        missing = self.inputs.keys() - inputs.keys() - self._defaults.keys()
+        if extra or missing:
+            raise invalid_argument(
+                f"input size does not match signature: {len(inputs)}!={len(self.inputs)} "
+                f"len({_braces(inputs)}) != len({_braces(self.inputs)}). "
+                f"Sent extra: {_braces(extra)}. Missing but required: {_braces(missing)}."
+            )
+
+    def _check_tensor(self, position: int, name: str, spec: InputSpec, array: np.ndarray) -> None:
+        got = tf.dtypes.as_dtype(array.dtype)
+        if got != spec.dtype:
+            raise invalid_argument(
+                f"Expects arg[{position}] to be {dtype_name(spec.dtype.as_datatype_enum)} but "
+                f"{dtype_name(got.as_datatype_enum)} is provided: "
+                f'input "{name}" of signature "{self.name}"'
+            )
+        if not spec.admits(array.shape):
+            raise invalid_argument(
+                f'Input "{name}" of signature "{self.name}" has shape {shape_text(array.shape)}, '
+                f"but {shape_text(spec.shape or ())} is expected"
+            )
+
+
+def _input_spec(info: meta_graph_pb2.TensorInfo) -> InputSpec:
+    dtype = tf.dtypes.as_dtype(info.dtype)
+    if info.tensor_shape.unknown_rank:
+        return InputSpec(dtype, None)
+    sizes = (dim.size for dim in info.tensor_shape.dim)
+    return InputSpec(dtype, tuple(None if size < 0 else size for size in sizes))
+
+
+def _array(tensor: tf.Tensor) -> np.ndarray:
+    # A scalar comes out of `.numpy()` as a bare value, and NumPy would make fixed-width strings
+    # (which drop trailing zero bytes) of bytes.
+    return np.asarray(tensor.numpy(), object if tensor.dtype == tf.string else None)
+
+
+def _braces(names: Iterable[str]) -> str:
+    return "{" + ",".join(sorted(names)) + "}"
