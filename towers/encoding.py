@@ -21,6 +21,7 @@ Progress = Callable[[int, int], None]
 # enough for the activations to stay in a CPU's cache (measured: benchmarks/encoding.py).
 BATCH_TOKENS = 2048
 _TOKENISE_ROWS = 4096
+_WIDTH_STEP = 8
 
 
 class BatchEncoder:
@@ -72,13 +73,7 @@ class BatchEncoder:
         # Longest first: the peak of memory comes at once, not after an hour.
         order = np.argsort(-lengths, kind="stable")
         for rows in _batches(order, lengths):
-            width = -(-int(lengths[rows].max()) // 8) * 8  # few distinct widths
-            token_ids = np.full((len(rows), width), self.tokenizer.pad_id, np.int32)
-            mask = np.zeros((len(rows), width), np.int32)
-            for i, row in enumerate(rows):
-                token_ids[i, : lengths[row]] = sequences[row]
-                mask[i, : lengths[row]] = 1
-            batch = {"token_ids": token_ids, "padding_mask": mask}
+            batch = padded([sequences[row] for row in rows], max_length, self.tokenizer.pad_id)
             vectors[rows] = keras.ops.convert_to_numpy(self._forward(batch))
             done += len(rows)
             if progress is not None:
@@ -100,6 +95,25 @@ def token_sequences(
             np.concatenate([ends[0], flat[a:b], ends[1]]) for a, b in itertools.pairwise(splits)
         ]
     return sequences
+
+
+def padded(sequences: Sequence[np.ndarray], max_length: int, pad_id: int) -> dict[str, np.ndarray]:
+    """Stacks token sequences to a batch for `towers.TextEncoder`.
+
+    The width ``T`` is a multiple of 8, so that there are few distinct shapes, but not more than
+    `max_length`: the encoder may not have more positions.
+
+    Returns:
+        ``token_ids`` and ``padding_mask``, int32 ``[len(sequences), T]``.
+    """
+    longest = max(len(sequence) for sequence in sequences)
+    width = min(-(-longest // _WIDTH_STEP) * _WIDTH_STEP, max_length)
+    token_ids = np.full((len(sequences), width), pad_id, np.int32)
+    mask = np.zeros_like(token_ids)
+    for row, sequence in enumerate(sequences):
+        token_ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    return {"token_ids": token_ids, "padding_mask": mask}
 
 
 def _batches(order: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:

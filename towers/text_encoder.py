@@ -45,6 +45,8 @@ class TextEncoder(keras.Model):
     ) -> None:
         super().__init__(**kwargs)
         self.backbone = backbone
+        # BERT's next-sentence head: not used here, so not to be trained or counted.
+        backbone.get_layer("pooled_dense").trainable = False
         self.pooling = Pooling(pooling, name="pooling", dtype="float32")
         self.projection_dim = projection_dim
         self.projection: keras.layers.Dense | None = None

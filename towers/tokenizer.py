@@ -68,7 +68,8 @@ _NEWER_THAN_REFERENCE = (
     r"\x{2B820}-\x{2B91F}]"
 )
 _MARK = r"[\p{Mn}\x{1734}]"  # U+1734 was a non-spacing mark once
-_PUNCTUATION = r"([\p{P}\x{166D}\x{111C9}])"  # the two were punctuation once
+_PUNCTUATION = r"([\p{P}\x{166D}])"  # U+166D was punctuation once
+_FORMER_PUNCTUATION = r"\x{111C9}"  # so was U+111C9, a mark today; no vocabulary has it
 # The reference gives up on words of more than 100 characters. Punctuation other than ASCII has
 # been set apart by spaces before this pattern is used, which keeps RE2's automaton small.
 _LONG_WORD = r"[^ !-/:-@\[-`{-~]{101,}"
@@ -151,6 +152,7 @@ class Tokenizer(tf.Module):
         x = tf.strings.regex_replace(x, _WHITESPACE, " ")
         x = tf.strings.regex_replace(x, _CJK, r" \1 ")
         x = tf.strings.regex_replace(x, _NEWER_THAN_REFERENCE, _UNKNOWN_LETTER)
+        x = tf.strings.regex_replace(x, _FORMER_PUNCTUATION, f" {_UNKNOWN_LETTER} ")
         if self.lowercase:
             x = tf_text.normalize_utf8(x, "NFD")
             x = tf.strings.regex_replace(x, _MARK, "")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
-from towers.encoding import token_sequences
+from towers.encoding import padded, token_sequences
 from towers.retriever import Retriever
 from training.interactions import Interactions
 
 # Batches are cut from stretches of this many batches, sorted by length inside: long enough to save
 # most padding, short enough that an epoch differs from the last one.
 _STRETCH = 8
-_WIDTH_STEP = 8  # widths are multiples of this, so that there are few distinct shapes
 
 
 def plan_batches(
@@ -28,9 +28,9 @@ def plan_batches(
 ) -> list[np.ndarray]:
     """Cuts the pairs of an epoch into batches.
 
-    Pairs are shuffled, cut into stretches of 8 batches, sorted by length inside a stretch and dealt
-    to its batches; the batches come in random order. A pair that would be the second one of its
-    query in a batch goes to the next batch with room, in the end to one of its own.
+    Pairs are shuffled, cut into stretches of 8 batches and sorted by length inside a stretch, so
+    that a batch holds pairs of about one length. Then each pair that is a second one of its query
+    in a batch changes place with the nearest pair for which that mends it.
 
     Args:
         query: int ``[pairs]``, the query of each pair.
@@ -40,32 +40,50 @@ def plan_batches(
         repeat_queries: let a batch hold several pairs of a query.
 
     Returns:
-        Arrays of pair numbers: every pair in exactly one of them.
+        Arrays of pair numbers in random order, every pair in exactly one. Their number depends on
+        the pairs alone: as few as the batch size allows, more only where a query has more pairs
+        than that. Their sizes differ by at most one.
     """
-    order = rng.permutation(len(query))
-    full: list[np.ndarray] = []
-    open_batches: list[list[int]] = []
-    members: list[set[int]] = []
-    for start in range(0, len(order), _STRETCH * batch_size):
-        stretch = order[start : start + _STRETCH * batch_size]
-        for pair in stretch[np.argsort(length[stretch], kind="stable")].tolist():
-            key = int(query[pair])
-            for batch, queries in zip(open_batches, members, strict=True):
-                if len(batch) < batch_size and (repeat_queries or key not in queries):
-                    break
-            else:
-                batch, queries = [], set()
-                open_batches.append(batch)
-                members.append(queries)
-            batch.append(pair)
-            queries.add(key)
-        # Batches with room stay open for the pairs of the next stretch.
-        full += [np.array(batch) for batch in open_batches if len(batch) == batch_size]
-        still = [i for i, batch in enumerate(open_batches) if len(batch) < batch_size]
-        open_batches = [open_batches[i] for i in still]
-        members = [members[i] for i in still]
-    full += [np.array(batch) for batch in open_batches]
-    return [full[i] for i in rng.permutation(len(full))]
+    n_pairs = len(query)
+    n_batches = -(-n_pairs // batch_size)
+    if not repeat_queries:
+        n_batches = max(n_batches, int(np.unique(query, return_counts=True)[1].max()))
+    batch = np.sort(np.arange(n_pairs) % n_batches)  # the batch of each place, [pairs]
+    order = rng.permutation(n_pairs)
+    stretch = batch // _STRETCH
+    order = order[np.lexsort((length[order], stretch))]
+    if not repeat_queries and not _separate_queries(query[order], batch, order):
+        # Too crowded for changing places: deal the pairs of one query after the other.
+        shuffled = rng.permutation(int(query.max()) + 1)[query]
+        order, batch = np.argsort(shuffled, kind="stable"), np.arange(n_pairs) % n_batches
+    return [order[batch == number] for number in rng.permutation(n_batches)]
+
+
+def _separate_queries(query: np.ndarray, batch: np.ndarray, order: np.ndarray) -> bool:
+    """Changes places until no batch holds a query twice; False where that comes to a dead end.
+
+    Args:
+        query: the query in each place; changed like ``order``.
+        batch: the batch of each place.
+        order: the pair in each place, changed in place.
+    """
+    held = Counter(zip(batch.tolist(), query.tolist(), strict=True))
+    for place in range(len(order)):
+        here = int(batch[place])
+        if held[here, int(query[place])] < 2:
+            continue
+        for other in np.argsort(np.abs(np.arange(len(order)) - place), kind="stable")[1:].tolist():
+            there = int(batch[other])
+            mine, theirs = int(query[place]), int(query[other])
+            if there != here and not held[there, mine] and not held[here, theirs]:
+                held.subtract([(here, mine), (there, theirs)])
+                held.update([(there, mine), (here, theirs)])
+                for array in (query, order):
+                    array[[place, other]] = array[[other, place]]
+                break
+        else:
+            return False
+    return True
 
 
 @dataclass
@@ -80,7 +98,7 @@ class PairBatches:
         retriever: its tokenizer and text settings are used.
         pairs: positive pairs.
         item_texts: item text of every catalogue row.
-        batch_size: pairs a batch.
+        batch_size: pairs a batch, at most.
         seed: see above.
         repeat_queries: let a batch hold several positives of one query.
         catalog_negatives: items drawn from the whole catalogue for each batch, as extra negatives.
@@ -125,7 +143,10 @@ class PairBatches:
         positives: list[set[int]] = [set() for _ in self.pairs.queries]
         for query, item in zip(self.pairs.query_row, self.pairs.item_row, strict=True):
             positives[query].add(int(self._text_id[item]))
-        self._positive_ids = [np.array(sorted(ids), np.int32) for ids in positives]
+        most = max(len(ids) for ids in positives)
+        self._positive_ids = np.array(
+            [sorted(ids) + [-1] * (most - len(ids)) for ids in positives], np.int32
+        )
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch as arrays of pair numbers."""
@@ -159,35 +180,31 @@ class PairBatches:
             x |= {"negatives": tokens, "negative_ids": ids}
         signature = (x, ids, tf.TensorSpec([None], tf.float32))
         dataset = tf.data.Dataset.from_generator(self._epoch, output_signature=signature)
-        return dataset.prefetch(2)
+        count = tf.data.experimental.assert_cardinality(len(self.plan(0)))  # all epochs' alike
+        return dataset.apply(count).prefetch(2)
 
     def _epoch(self) -> Iterator[tuple]:
+        text = self.retriever.text
         rng = np.random.default_rng([self.seed, self.epoch, 1])
         for pairs in self.plan(self.epoch):
             queries, items = self.pairs.query_row[pairs], self.pairs.item_row[pairs]
             x = {
-                "query": self._pad([self._query_tokens[query] for query in queries]),
-                "item": self._pad([self._item_tokens[item] for item in items.tolist()]),
+                "query": self._pad(
+                    [self._query_tokens[query] for query in queries], text.query_max_length
+                ),
+                "item": self._pad(
+                    [self._item_tokens[item] for item in items.tolist()], text.item_max_length
+                ),
                 "item_ids": self._text_id[items],
-                "positive_ids": _padded([self._positive_ids[query] for query in queries], -1)[0],
+                "positive_ids": self._positive_ids[queries],
             }
             if self.catalog_negatives:
                 drawn = rng.integers(len(self.item_texts), size=self.catalog_negatives)
-                x["negatives"] = self._pad([self._item_tokens[item] for item in drawn.tolist()])
+                x["negatives"] = self._pad(
+                    [self._item_tokens[item] for item in drawn.tolist()], text.item_max_length
+                )
                 x["negative_ids"] = self._text_id[drawn]
             yield x, np.zeros(len(pairs), np.int32), self.pairs.weight[pairs]
 
-    def _pad(self, sequences: list[np.ndarray]) -> dict[str, np.ndarray]:
-        token_ids, mask = _padded(sequences, self.retriever.tokenizer.pad_id, _WIDTH_STEP)
-        return {"token_ids": token_ids, "padding_mask": mask}
-
-
-def _padded(sequences: list[np.ndarray], fill: int, step: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Stacks sequences to ``[N, T]``, T a multiple of `step`, with the mask of what is real."""
-    width = -(-max(len(sequence) for sequence in sequences) // step) * step
-    padded = np.full((len(sequences), width), fill, np.int32)
-    mask = np.zeros((len(sequences), width), np.int32)
-    for i, sequence in enumerate(sequences):
-        padded[i, : len(sequence)] = sequence
-        mask[i, : len(sequence)] = 1
-    return padded, mask
+    def _pad(self, sequences: list[np.ndarray], max_length: int) -> dict[str, np.ndarray]:
+        return padded(sequences, max_length, self.retriever.tokenizer.pad_id)

@@ -17,7 +17,7 @@ Method = Literal["zero-shot", "full"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class EncoderConfig(_Section):
@@ -116,7 +116,9 @@ class TrainConfig(_Section):
         for name, value in overrides.items():
             if isinstance(value, dict):
                 given = {key: v for key, v in value.items() if v is not None}
-                values[name] = {**values.get(name, {}), **given}
+                section = values.get(name, {})
+                # A section that is no table is left for validation to complain about.
+                values[name] = {**section, **given} if isinstance(section, dict) else section
             elif value is not None:
                 values[name] = value
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
+from towers.encoding import Progress
+from towers.errors import InputError
 from towers.losses import InBatchSoftmax
 from towers.retriever import Retriever
 from towers.two_tower import TwoTower
 from training.batches import PairBatches
+from training.checkpoints import Checkpoints
 from training.config import FitConfig
-from training.held_out import CandidatePool, KeepBest
+from training.held_out import CandidatePool
 from training.interactions import Interactions
 from training.shots import split_by_query
 
@@ -35,7 +40,8 @@ class FitResult:
         pairs: pairs trained on.
         held_out_queries: queries kept back.
         trained_parameters: number of weights that the optimizer may change.
-        seconds: wall-clock time of training, scoring of held-out queries included.
+        seconds: wall-clock time of training, scoring of held-out queries included, since the run
+            was last taken up.
     """
 
     retriever: Retriever
@@ -62,6 +68,23 @@ class EpochOrder(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Sets the epoch."""
         self.batches.epoch = epoch
+
+
+class StepProgress(keras.callbacks.Callback):
+    """Passes Keras's count of steps on as (steps done, steps in all)."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self.progress, self.epoch = progress, 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Notes the epoch."""
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Reports."""
+        steps = self.params["steps"]
+        self.progress(self.epoch * steps + batch + 1, self.params["epochs"] * steps)
 
 
 def adamw(config: FitConfig, steps: int) -> keras.optimizers.Optimizer:
@@ -96,8 +119,8 @@ def adapt(
     folder: Path,
     judgements: Interactions | None = None,
     seed: int = 0,
+    progress: Progress | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    verbose: int = 0,
 ) -> FitResult:
     """Fine-tunes all weights of the towers on positive pairs with in-batch negatives.
 
@@ -115,11 +138,12 @@ def adapt(
         judgements: all judgements known of the queries of `pairs`; the held-out score ranks by
             their grades. `pairs` if None.
         seed: decides the split, the order and dropout.
+        progress: told (steps done, steps in all).
         callbacks: further Keras callbacks.
-        verbose: as in `keras.Model.fit`.
 
     Raises:
-        InputError: there is no positive pair.
+        InputError: there is no positive pair, or the learning rate is so high that training ends
+            in weights that are not finite.
     """
     config = config or FitConfig()
     pairs.require_positives()
@@ -136,34 +160,41 @@ def adapt(
         seed=seed,
         catalog_negatives=config.catalog_negatives,
     )
-    checkpoints = folder / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    keep_best = None
-    own: list[keras.callbacks.Callback] = [EpochOrder(batches)]
-    if held_out is not None:
-        pool = CandidatePool(held_out, list(item_texts), seed=seed)
-        keep_best = KeepBest(pool, retriever, checkpoints, patience=config.patience)
-        own.append(keep_best)
-    own += [
+    pool = CandidatePool(held_out, item_texts, seed=seed) if held_out is not None else None
+    checkpoints = Checkpoints(folder / "checkpoints", retriever, pool, patience=config.patience)
+    own: list[keras.callbacks.Callback] = [
+        EpochOrder(batches),
+        checkpoints,
         keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False),
-        # Last: what it saves is the state after all others have done their part.
-        keras.callbacks.BackupAndRestore(str(checkpoints / "backup"), delete_checkpoint=False),
     ]
+    if progress is not None:
+        own.append(StepProgress(progress))
 
-    steps = config.epochs * len(batches.plan(0))
-    model.compile(optimizer=adamw(config, steps))
+    dataset = batches.dataset()
+    model.compile(optimizer=adamw(config, config.epochs * int(dataset.cardinality())))
     start = time.perf_counter()
-    history = model.fit(
-        batches.dataset(), epochs=config.epochs, callbacks=[*callbacks, *own], verbose=verbose
-    )
+    done = checkpoints.resume()
+    if not checkpoints.is_over:
+        model.fit(
+            dataset,
+            epochs=config.epochs,
+            initial_epoch=done,
+            callbacks=[*own, *callbacks],
+            verbose=0,
+        )
+    checkpoints.restore_best()
+    if not all(np.isfinite(weight).all() for weight in model.get_weights()):
+        raise InputError(
+            f"training diverged with learning rate {config.learning_rate:g}: choose a lower one"
+        )
     return FitResult(
         retriever=retriever.as_float32(),
-        losses=[float(loss) for loss in history.history.get("loss", [])],
-        held_out=keep_best.scores if keep_best else [],
-        best_epoch=keep_best.best_epoch if keep_best else config.epochs,
+        losses=checkpoints.losses,
+        held_out=checkpoints.scores,
+        best_epoch=checkpoints.best_epoch,
         pairs=len(train),
         held_out_queries=len(held_out.queries) if held_out is not None else 0,
-        trained_parameters=sum(int(weight.size) for weight in model.trainable_weights),
+        trained_parameters=sum(math.prod(weight.shape) for weight in model.trainable_weights),
         seconds=time.perf_counter() - start,
     )
 

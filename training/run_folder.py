@@ -5,7 +5,7 @@ run.json        data files with their SHA-256, package versions, when it started
 metrics.json    what was measured; written last: a run that has it is finished
 shots.csv       the positive pairs that were drawn
 model/          towers, vocabulary, text settings (`towers.Retriever.load`)
-checkpoints/    for taking up an interrupted run
+checkpoints/    for taking up an interrupted run; removed when it is finished
 tensorboard/    event files
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -61,41 +62,36 @@ class RunFolder:
             InputError: the folder holds a finished run, a run of other inputs, or other things.
         """
         run = cls(path)
-        inputs = {
-            "config": config.model_dump(mode="json"),
-            "data": {
-                "catalog": {"path": catalog.path, "sha256": catalog.sha256},
-                "interactions": {"path": interactions.path, "sha256": interactions.sha256},
-            },
+        data = {
+            "catalog": {"path": catalog.path, "sha256": catalog.sha256},
+            "interactions": {"path": interactions.path, "sha256": interactions.sha256},
         }
+        settings = config.model_dump(mode="json")
+        run_id = _run_id(settings, catalog.sha256, interactions.sha256)
         if run.is_finished:
             raise InputError(f"{path} holds a finished run: name another --output, or remove it")
         if (path / "run.json").is_file():
-            before = {
-                "config": json.loads((path / "config.json").read_text("utf-8")),
-                "data": json.loads((path / "run.json").read_text("utf-8"))["data"],
-            }
-            if _identity(before) != _identity(inputs):
+            if run.run_id != run_id:
                 raise InputError(
                     f"{path} holds an unfinished run of other data or settings: "
                     "name another --output, or remove it"
                 )
-            return run
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path} exists and is no training run: name another --output")
-        path.mkdir(parents=True, exist_ok=True)
-        run.write_json("config.json", inputs["config"])
-        run.write_json(
-            "run.json",
-            {
-                "id": hashlib.sha256(repr(_identity(inputs)).encode()).hexdigest()[:16],
-                "data": inputs["data"],
-                "packages": package_versions(),
-                "python": platform.python_version(),
-                "platform": platform.platform(),
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            },
-        )
+        else:
+            # Hidden files do no harm; a kill may have left one of `atomic_file`.
+            if path.exists() and (not path.is_dir() or any(path.glob("[!.]*"))):
+                raise InputError(f"{path} exists and is no training run: name another --output")
+            run.write_json(
+                "run.json",
+                {
+                    "id": run_id,
+                    "data": data,
+                    "packages": package_versions(),
+                    "python": platform.python_version(),
+                    "platform": platform.platform(),
+                    "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                },
+            )
+        run.write_json("config.json", settings)
         return run
 
     @classmethod
@@ -140,13 +136,13 @@ class RunFolder:
         with atomic_file(self.path / "shots.csv") as partial:
             pyarrow.csv.write_csv(table, partial)
         self.write_json("metrics.json", metrics)
+        # Three times the model's size, and a finished run is not taken up again.
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def write_json(self, name: str, value: object) -> None:
         """Writes a JSON file, whole or not at all."""
         with atomic_file(self.path / name) as partial:
-            Path(partial).write_text(
-                json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8"
-            )
+            partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def package_versions() -> dict[str, str]:
@@ -160,7 +156,7 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def _identity(inputs: dict[str, Any]) -> tuple[str, list[str]]:
-    """What two runs must share to be the same run: settings and contents, not file names."""
-    hashes = [inputs["data"][name]["sha256"] for name in ("catalog", "interactions")]
-    return json.dumps(inputs["config"], sort_keys=True), hashes
+def _run_id(settings: dict[str, Any], *hashes: str) -> str:
+    """What equal runs share: settings and contents, not file names."""
+    identity = json.dumps([settings, *hashes], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]

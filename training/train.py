@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
-
+from towers.encoding import Progress
 from towers.item_text import ItemTemplate
 from towers.retriever import Retriever, TextSettings
 from training.catalog import Catalog
@@ -24,7 +22,7 @@ def train(
     interactions: Interactions,
     output: Path,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Draws shots, adapts towers and writes a run folder.
 
@@ -40,7 +38,8 @@ def train(
 
     Raises:
         InputError: the data hold no positive pair or too few for the shots asked for, the item
-            text names a column the catalogue lacks, or the folder is taken.
+            text names a column the catalogue lacks, the encoder cannot be loaded or has fewer
+            positions than asked for, the folder is taken, or training diverged.
     """
     interactions.require_positives(config.min_grade)
     shots = interactions.positives(config.min_grade)
@@ -48,8 +47,8 @@ def train(
         shots = draw_shots(interactions, config.shots, seed=config.seed, min_grade=config.min_grade)
     template = _template(config.encoder, catalog)
     texts = render_items(template, catalog)
+    retriever = build_retriever(config, template)  # before the folder is made: it may be refused
     run = RunFolder.open(output, config, catalog, interactions)
-    retriever = build_retriever(config, template)
     metrics: dict[str, Any] = {
         "method": config.method,
         "items": len(catalog),
@@ -70,7 +69,7 @@ def train(
             folder=output,
             judgements=judgements,
             seed=config.seed,
-            callbacks=[_Steps(progress)] if progress is not None else [],
+            progress=progress,
         )
         retriever, metrics["fit"] = result.retriever, result.as_dict()
     run.finish(retriever, shots, metrics)
@@ -107,19 +106,3 @@ def _template(encoder: EncoderConfig, catalog: Catalog) -> ItemTemplate:
     if encoder.item_template is not None:
         return ItemTemplate(encoder.item_template)
     return ItemTemplate.for_columns(catalog.table.column_names)
-
-
-class _Steps(keras.callbacks.Callback):
-    """Passes Keras's count of steps on."""
-
-    def __init__(self, progress: Callable[[int, int], None]) -> None:
-        super().__init__()
-        self.progress, self.done, self.epoch_steps = progress, 0, 0
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.done += 1
-        steps = (self.params.get("steps") or self.epoch_steps) * self.params["epochs"]
-        self.progress(self.done, max(steps, self.done))
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.epoch_steps = self.done // (epoch + 1)

@@ -15,7 +15,7 @@ from towers.errors import InputError
 # Set before TensorFlow is imported by any verb: TensorFlow Recommenders needs Keras 2 as tf.keras,
 # and the C++ side greets its user with a page of notices.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 _VERBS = {
     "train": "Adapt towers to a shop's interactions.",

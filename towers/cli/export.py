@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from towers.cli.item_vectors import PRECISIONS, item_vectors
-from towers.cli.output import emit, json_option, progress_bar
+from towers.cli.output import emit, json_option, progress_bars
+
+if TYPE_CHECKING:
+    from serving.export import ExportResult
+    from serving.index.auto import IndexKind
 
 
 @click.command("export", short_help="Write a SavedModel with its index.")
@@ -31,7 +37,7 @@ def command(
     model: Path,
     catalog: str,
     output: Path,
-    index: str,
+    index: IndexKind,
     k: int,
     queries: str | None,
     precision: str,
@@ -39,7 +45,6 @@ def command(
 ) -> None:
     """Write a SavedModel with its index as the next version under OUTPUT."""
     from serving.export import export_retriever
-
     from training.catalog import Catalog
     from training.interactions import Interactions
     from training.run_folder import RunFolder
@@ -51,7 +56,7 @@ def command(
     retriever = run_folder.load_retriever()
     texts = render_items(retriever.template, products)
     vectors = item_vectors(model, retriever, texts, precision)
-    with progress_bar("Exporting") as progress:
+    with progress_bars() as progress:
         result = export_retriever(
             retriever,
             products.item_ids.tolist(),
@@ -64,4 +69,19 @@ def command(
             run_id=run_folder.run_id,
             progress=progress,
         )
-    emit(result.as_dict(), as_json, result.summary)
+    facts = asdict(result.manifest)
+    emit(
+        {"path": str(result.path), "version": result.version, **facts},
+        as_json,
+        lambda: _report(result),
+    )
+
+
+def _report(result: ExportResult) -> str:
+    manifest = result.manifest
+    return (
+        f"{manifest.item_count:,} items in version {result.version}: {result.path}\n"
+        f"Index: {manifest.index_kind} ({manifest.index_reason}), "
+        f"recall@{manifest.k} {manifest.index_recall:.3f}\n"
+        f"Loads in {manifest.server}"
+    )
