@@ -54,8 +54,10 @@ class FitResult:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the towers, ready for `json.dumps`."""
-        return {name: value for name, value in vars(self).items() if name != "retriever"}
+        """Everything but the towers, ready for `json.dumps`; a loss that is not finite is None."""
+        values = {name: value for name, value in vars(self).items() if name != "retriever"}
+        losses = [loss if math.isfinite(loss) else None for loss in self.losses]  # JSON has no NaN
+        return {**values, "losses": losses}
 
 
 class EpochOrder(keras.callbacks.Callback):
