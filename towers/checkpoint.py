@@ -80,7 +80,7 @@ def load_backbone(preset: str = DEFAULT_PRESET) -> keras.Model:
     try:
         backbone = keras_hub.models.Backbone.from_preset(resolved)
     except Exception as error:  # keras-hub raises many types; the user needs the preset's name
-        raise InputError(f"encoder {preset!r} could not be loaded: {error}") from error
+        raise InputError(f"encoder {preset!r} could not be loaded: {_one_line(error)}") from error
     if not isinstance(backbone, keras_hub.models.BertBackbone):
         raise InputError(
             f"encoder {preset!r} is a {type(backbone).__name__}; a BERT checkpoint is needed"
@@ -104,7 +104,7 @@ def load_vocabulary(preset: str = DEFAULT_PRESET) -> Vocabulary:
         tokenizer = keras_hub.models.BertTokenizer.from_preset(resolved)
     except Exception as error:
         raise InputError(
-            f"no WordPiece vocabulary found for encoder {preset!r}: {error}"
+            f"no WordPiece vocabulary found for encoder {preset!r}: {_one_line(error)}"
         ) from error
     return Vocabulary(tuple(tokenizer.get_vocabulary()), bool(tokenizer.lowercase))
 
@@ -113,20 +113,30 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     """Reads ``vocab.txt`` or ``tokenizer.json`` of a folder; None where it holds neither.
 
     Raises:
-        InputError: the tokenizer is not WordPiece.
+        InputError: a file cannot be read, or the tokenizer is not WordPiece.
     """
-    if (folder / "vocab.txt").is_file():
+    if (path := folder / "vocab.txt").is_file():
         # Not splitlines(): pieces may hold what Unicode counts as a line break.
-        lines = (folder / "vocab.txt").read_bytes().decode("utf-8").split("\n")
+        lines = _read_text(path).split("\n")
         tokens = tuple(line.rstrip("\r") for line in lines)
         return Vocabulary(tokens[:-1] if tokens[-1] == "" else tokens, _lowercase(folder))
-    if (folder / "tokenizer.json").is_file():
-        model = _read_json(folder / "tokenizer.json").get("model", {})
-        if model.get("type") != "WordPiece":
-            raise InputError(f"{folder / 'tokenizer.json'} is not a WordPiece tokenizer")
-        by_id = sorted(model["vocab"].items(), key=lambda item: item[1])
-        return Vocabulary(tuple(token for token, _ in by_id), _lowercase(folder))
+    if (path := folder / "tokenizer.json").is_file():
+        model = _read_json(path).get("model") or {}
+        # Old files name no type; only WordPiece has a mark of word continuation.
+        if (
+            model.get("type", "WordPiece") != "WordPiece"
+            or "continuing_subword_prefix" not in model
+        ):
+            raise InputError(f"{path} is not a WordPiece tokenizer")
+        by_id = {number: token for token, number in model["vocab"].items()}
+        if sorted(by_id) != list(range(len(model["vocab"]))):
+            raise InputError(f"{path}: the ids of the vocabulary are not 0, 1, 2, ...")
+        return Vocabulary(tuple(by_id[number] for number in range(len(by_id))), _lowercase(folder))
     return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _lowercase(folder: Path) -> bool:
@@ -137,4 +147,17 @@ def _lowercase(folder: Path) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(_read_text(path)))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+
+
+def _read_text(path: Path) -> str:
+    # As bytes: reading as text would turn "\r\n" and "\r" into "\n".
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error

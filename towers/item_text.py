@@ -12,19 +12,24 @@ from towers.errors import InputError
 _SECTION = re.compile(r"\[([^\[\]]*)\]")
 _SPACES = re.compile(r"\s+")
 
+_Part = tuple[str, str | None]
+"""Text, and the column whose value follows it."""
+
 
 @dataclass(frozen=True)
 class ItemTemplate:
     """A text with named columns in braces and optional sections in brackets.
 
     A section in ``[...]`` is left out where any column in it is empty, so that words around a
-    missing value do not stay behind. Runs of white space become one space.
+    missing value do not stay behind. ``{{`` and ``}}`` stand for braces. Runs of white space become
+    one space.
 
     Args:
         pattern: for example ``"{title}[ by {brand}][. {description}]"``.
 
     Raises:
-        InputError: unbalanced braces or brackets, nested brackets, or no column at all.
+        InputError: unbalanced braces or brackets, nested brackets, a format (``{price:.2f}``), or
+            no column at all.
 
     Example:
         >>> template = ItemTemplate("{title}[ by {brand}]")
@@ -50,7 +55,7 @@ class ItemTemplate:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns named, in order of first use."""
-        names = [name for _, fields in self._sections() for name in _fields(fields, self.pattern)]
+        names = [name for _, parts in self._sections() for _, name in parts if name is not None]
         return tuple(dict.fromkeys(names))
 
     def render(self, columns: Mapping[str, Sequence[object]]) -> list[str]:
@@ -68,23 +73,22 @@ class ItemTemplate:
                 f"item text template {self.pattern!r} names the column(s) {', '.join(missing)}; "
                 f"the catalogue has {', '.join(columns)}"
             )
-        cells = [[_cell(value) for value in columns[name]] for name in self.columns]
-        sections = [
-            (optional, text, _fields(text, self.pattern)) for optional, text in self._sections()
-        ]
+        names, sections = self.columns, self._sections()
+        cells = [[_cell(value) for value in columns[name]] for name in names]
         rendered = []
         for row in zip(*cells, strict=True):
-            values = dict(zip(self.columns, row, strict=True))
+            values = dict(zip(names, row, strict=True))
             text = "".join(
-                fields.format_map(values)
-                for optional, fields, names in sections
-                if not optional or all(values[name] for name in names)
+                literal + (values[name] if name is not None else "")
+                for optional, parts in sections
+                if not optional or all(values[name] for _, name in parts if name is not None)
+                for literal, name in parts
             )
             rendered.append(_SPACES.sub(" ", text).strip())
         return rendered
 
-    def _sections(self) -> list[tuple[bool, str]]:
-        """The pattern cut into (is optional, text) pieces."""
+    def _sections(self) -> list[tuple[bool, list[_Part]]]:
+        """The pattern cut into (is optional, parts) pieces."""
         pieces, position = [], 0
         for match in _SECTION.finditer(self.pattern):
             pieces.append((False, self.pattern[position : match.start()]))
@@ -95,17 +99,22 @@ class ItemTemplate:
             raise InputError(
                 f"item text template {self.pattern!r} has unbalanced or nested brackets"
             )
-        return [(optional, text) for optional, text in pieces if text]
+        return [(optional, _parts(text, self.pattern)) for optional, text in pieces]
 
 
-def _fields(text: str, pattern: str) -> list[str]:
+def _parts(text: str, pattern: str) -> list[_Part]:
     try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(text) if field is not None]
+        parsed = list(string.Formatter().parse(text))
     except ValueError as error:
         raise InputError(f"item text template {pattern!r}: {error}") from error
-    if not all(fields):
-        raise InputError(f"item text template {pattern!r} has an empty {{}}: name a column")
-    return fields
+    for _, name, form, conversion in parsed:
+        if name == "":
+            raise InputError(f"item text template {pattern!r} has an empty {{}}: name a column")
+        if form or conversion:
+            raise InputError(
+                f"item text template {pattern!r} formats {name!r}: only {{{name}}} is possible"
+            )
+    return [(literal, name) for literal, name, _, _ in parsed]
 
 
 def _cell(value: object) -> str:

@@ -67,13 +67,13 @@ class Retriever:
     _encoders: dict[int, BatchEncoder] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for tower, length in (
-            (self.model.query_tower, self.text.query_max_length),
-            (self.model.item_tower, self.text.item_max_length),
+        for name, tower in (
+            ("query_max_length", self.model.query_tower),
+            ("item_max_length", self.model.item_tower),
         ):
-            limit = int(tower.backbone.max_sequence_length)
+            length, limit = getattr(self.text, name), int(tower.backbone.max_sequence_length)
             if length > limit:
-                raise InputError(f"max length {length} is over the encoder's {limit} positions")
+                raise InputError(f"{name} {length} is over the encoder's {limit} positions")
 
     @classmethod
     def from_preset(
@@ -187,6 +187,7 @@ class Retriever:
             self.tokenizer.lowercase,
             self.tokenizer.vocabulary,
             self.model.item_tower.pooling.mode,
+            self.model.item_tower.backbone.num_heads,  # the one width that no weight shows
         )
         digest.update(repr(settings).encode())
         for weight in self.model.item_tower.get_weights():
@@ -213,14 +214,17 @@ class Retriever:
         """Reads what `save` wrote.
 
         Raises:
-            InputError: the folder is not a model folder.
+            InputError: the folder is not a model folder, or a file in it is damaged.
         """
         path = Path(folder)
         for name in (_MODEL_FILE, _TEXT_FILE, f"{_TOKENIZER_FOLDER}/vocab.txt"):
             if not (path / name).is_file():
                 raise InputError(f"{str(folder)!r} is not a model folder: it holds no {name}")
-        model = keras.saving.load_model(path / _MODEL_FILE, compile=False)
+        try:
+            model = keras.saving.load_model(path / _MODEL_FILE, compile=False)
+            text = TextSettings(**json.loads((path / _TEXT_FILE).read_text("utf-8")))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"model folder {str(folder)!r} is damaged: {error}") from error
         vocabulary = read_vocabulary(path / _TOKENIZER_FOLDER)
         assert vocabulary is not None  # its file has just been seen
-        settings = json.loads((path / _TEXT_FILE).read_text("utf-8"))
-        return cls(model, Tokenizer.from_vocabulary(vocabulary), TextSettings(**settings))
+        return cls(model, Tokenizer.from_vocabulary(vocabulary), text)

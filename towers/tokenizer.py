@@ -188,11 +188,21 @@ class Tokenizer(tf.Module):
         Args:
             texts: string ``[N]``.
             max_length: the longest sequence, special tokens included; at least 3.
-            pad_to: the width ``T`` of the result; the longest sequence of the batch if None.
+            pad_to: the width ``T`` of the result, at least `max_length`; the longest sequence of
+                the batch if None.
 
         Returns:
             ``token_ids`` and ``padding_mask`` (1 for tokens, 0 for padding), int32 ``[N, T]``.
+
+        Raises:
+            ValueError: a length is too small.
         """
+        if max_length < 3:
+            raise ValueError(
+                f"max_length must be 3 or more, for [CLS] piece [SEP]; got {max_length}"
+            )
+        if pad_to is not None and pad_to < max_length:
+            raise ValueError(f"pad_to {pad_to} is less than max_length {max_length}")
         pieces = self.tokenize(texts)[:, : max_length - 2]
         count = pieces.nrows(out_type=tf.int32)
         start = tf.fill([count, 1], self.cls_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,10 +35,12 @@ class TwoTower(keras.Model):
     | `item_log_probability`     | float `[B]`        | log sampling probability (logQ)          |
     | `negative_log_probability` | float `[M]`        | the same for `negatives`                 |
 
-    All but the first two are optional. `item_ids` keep an item that stands in the batch twice, or
-    twice with the same text, from being its own negative; `positive_ids` (of the first kind of id)
-    do that for further positives of a query, and make them positives of it where the loss has
-    `multi_positive`. Targets `y` are not used; `sample_weight` is float `[B]`.
+    All but the first two are optional; `positive_ids` need `item_ids`, and with `negatives`, ids
+    and probabilities are given for both kinds of item or for neither. `item_ids` keep an item that
+    stands in the batch twice, or twice with the same text, from being its own negative;
+    `positive_ids` (of the first kind of id) do that for further positives of a query, and make them
+    positives of it where the loss has `multi_positive`. Targets `y` are not used; `sample_weight`
+    is float `[B]`.
 
     `model(x)` returns `{"query": [B, d], "item": [B + M, d]}`, unit rows, the negatives last.
 
@@ -67,7 +70,8 @@ class TwoTower(keras.Model):
         learn_temperature: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        # The towers' policy: under mixed_float16, `compile` then adds loss scaling.
+        super().__init__(**{"dtype": query_tower.backbone.dtype_policy, **kwargs})
         self.query_tower = query_tower
         self.item_tower = query_tower if item_tower is None else item_tower
         if self.query_tower.embedding_dim != self.item_tower.embedding_dim:
@@ -86,7 +90,8 @@ class TwoTower(keras.Model):
                 name="log_temperature",
                 shape=(),
                 dtype="float32",
-                initializer=keras.initializers.Constant(float(ops.log(temperature))),
+                autocast=False,
+                initializer=keras.initializers.Constant(math.log(temperature)),
             )
         self.built = True
 
@@ -129,7 +134,15 @@ class TwoTower(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """The loss of a batch, a float32 scalar; called by `fit` and `evaluate`."""
+        """The loss of a batch, a float32 scalar; called by `fit` and `evaluate`.
+
+        Raises:
+            ValueError: a key of the batch is there without the one it needs.
+        """
+        _require(x, "positive_ids", "item_ids")
+        if "negatives" in x:
+            _require(x, "item_ids", "negative_ids")
+            _require(x, "item_log_probability", "negative_log_probability")
         candidate_ids = _join(x, "item_ids", "negative_ids")
         n_queries = ops.shape(y_pred["query"])[0]
         positives = ignored = None
@@ -198,6 +211,11 @@ def _is_tensorflow_on_cpu() -> bool:
     import tensorflow as tf
 
     return not (tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"))
+
+
+def _require(x: Mapping[str, Any], key: str, needed: str) -> None:
+    if key in x and needed not in x:
+        raise ValueError(f"the batch has {key!r} without {needed!r}; it has {', '.join(sorted(x))}")
 
 
 def _join(x: Mapping[str, Any], first: str, second: str) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from towers.cli.output import progress_bar
 from towers.encoding import fast_dtype
 from towers.retriever import Retriever
+from training.atomic_file import atomic_file
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 _CACHE = "item_vectors"
@@ -40,9 +41,6 @@ def item_vectors(
         return np.load(path)
     with progress_bar(f"Encoding {len(texts):,} items") as progress:
         vectors = retriever.encode_items(texts, dtype=dtype, progress=progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with atomic_file(path) as partial, partial.open("wb") as file:
         np.save(file, vectors)
-    partial.replace(path)
     return vectors
