@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-import requests
+import urllib3
 
 from serving.client_error import ServingError
 
@@ -23,6 +24,8 @@ _CODES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+# More connections than this may be open at once; they are closed after use.
+_MAX_IDLE_CONNECTIONS = 16
 
 
 class RestTransport:
@@ -32,8 +35,9 @@ class RestTransport:
         """Makes a transport; the connection is opened by the first call."""
         base = address if "://" in address else f"http://{address}"
         self._url = f"{base.rstrip('/')}/v1/models/{quote(model, safe='')}"
-        self._timeout = timeout
-        self._session = requests.Session()
+        self._pool = urllib3.PoolManager(
+            maxsize=_MAX_IDLE_CONNECTIONS, timeout=urllib3.Timeout(total=timeout), retries=False
+        )
 
     def predict(self, signature: str, name: str, strings: Sequence[str]) -> dict[str, list]:
         """Runs a signature on one input of strings; returns its outputs as nested lists."""
@@ -51,21 +55,23 @@ class RestTransport:
 
     def close(self) -> None:
         """Closes the connections."""
-        self._session.close()
+        self._pool.clear()
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        raw = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
         try:
-            response = self._session.request(
-                method, self._url + path, json=body, timeout=self._timeout
-            )
-            answer = response.json()
-        except requests.Timeout as error:
+            response = self._pool.request(method, self._url + path, body=raw, headers=headers)
+        except urllib3.exceptions.ReadTimeoutError as error:
             raise ServingError("DEADLINE_EXCEEDED", str(error)) from error
-        except requests.JSONDecodeError as error:
-            code = _CODES.get(response.status_code, "UNKNOWN")
-            raise ServingError(code, f"not a JSON answer: {response.text[:200]}") from error
-        except requests.RequestException as error:
+        except urllib3.exceptions.HTTPError as error:
             raise ServingError("UNAVAILABLE", str(error)) from error
-        if response.status_code != 200:
-            raise ServingError(_CODES.get(response.status_code, "UNKNOWN"), answer["error"])
+        code = _CODES.get(response.status, "UNKNOWN")
+        try:
+            answer = json.loads(response.data)
+        except ValueError as error:
+            text = response.data[:200].decode(errors="replace")
+            raise ServingError(code, f"not a JSON answer: {text}") from error
+        if response.status != 200:
+            raise ServingError(code, answer["error"])
         return answer

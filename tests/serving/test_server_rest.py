@@ -330,5 +330,5 @@ def test_what_is_not_http_does_no_harm(shop_server, predict):
         raw.sendall(b"\x00\x01 not http\r\n\r\n")
         raw.recv(1000)
     with socket.create_connection(("127.0.0.1", shop_server.rest_port), timeout=10) as raw:
-        raw.sendall(b"POST /v1/models/shop:predict HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+        raw.sendall(b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 100\r\n\r\n{")
     assert predict({"instances": ["a"]})[0] == 200
