@@ -51,7 +51,7 @@ class ExactIndex(ItemIndex):
 
     def embeddings_at(self, rows: tf.Tensor) -> tf.Tensor:
         """See `ItemIndex`."""
-        return tf.gather(self._embeddings, rows)
+        return tf.gather(tf.convert_to_tensor(self._embeddings), rows)
 
     def _build(self, embeddings: np.ndarray) -> None:
         self._embeddings = tf.Variable(embeddings, trainable=False, name="item_embeddings")

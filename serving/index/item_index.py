@@ -64,6 +64,8 @@ class ItemIndex(TopK):
     @property
     def item_ids(self) -> tf.Tensor:
         """The item ids, string ``[N]``, in the order of the rows."""
+        # Rows are gathered from what was read, here and in `embeddings_at`: once one has been
+        # gathered from the variable itself, TensorFlow copies all of it at every read.
         return tf.convert_to_tensor(self._indexed_identifiers())
 
     @property
@@ -117,7 +119,7 @@ class ItemIndex(TopK):
             ValueError: `index` has not been called.
             InputError: the queries are not a matrix.
         """
-        identifiers = self._indexed_identifiers()
+        item_ids = self.item_ids
         k = self._k if k is None else k
         if self.query_model is not None:
             queries = self.query_model(queries)
@@ -130,7 +132,7 @@ class ItemIndex(TopK):
         rows = tf.pad(rows, missing, constant_values=-1)
         found = (rows >= 0) & tf.math.is_finite(scores)
         scores = tf.where(found, scores, FLOOR_SCORE)
-        item_ids = tf.where(found, tf.gather(identifiers, tf.maximum(rows, 0)), EMPTY_ID)
+        item_ids = tf.where(found, tf.gather(item_ids, tf.maximum(rows, 0)), EMPTY_ID)
         if isinstance(k, int):
             scores.set_shape([None, k])
             item_ids.set_shape([None, k])

@@ -93,7 +93,7 @@ class ScannIndex(ItemIndex):
     def embeddings_at(self, rows: tf.Tensor) -> tf.Tensor:
         """See `ItemIndex`."""
         assert self._state is not None
-        return tf.gather(self._state.dataset, rows)
+        return tf.gather(tf.convert_to_tensor(self._state.dataset), rows)
 
     @tf.function(input_signature=[])
     def release(self) -> None:

@@ -204,6 +204,11 @@ def test_ops_outside_tensorflow(exported: Exported) -> None:
         assert others == set()
 
 
+def test_no_read_copies_the_items(exported: Exported) -> None:
+    # A ResourceGather puts a variable into copy-on-read mode, for good.
+    assert "ResourceGather" not in _ops(exported.path)
+
+
 _UNREGISTERED = """
 import sys
 import tensorflow as tf
