@@ -53,9 +53,7 @@ def main() -> None:
     def measure(items: np.ndarray, encoded: np.ndarray) -> dict[str, float]:
         scores, rows = top_k(encoded, items, 100)
         run = Run(queries.queries, rows, scores)
-        return evaluate(
-            run, queries, catalog, measures=MEASURES[name], gains=GAINS[name]
-        ).means
+        return evaluate(run, queries, catalog, measures=MEASURES[name], gains=GAINS[name]).means
 
     def ours(retriever: Retriever) -> dict[str, float]:
         items = retriever.encode_items(texts, dtype=fast_dtype())

@@ -1,0 +1,175 @@
+"""The user's path through the command line and a real server, on the sample shop."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from serving.loading import load_export
+from towers import Retriever
+from training.catalog import Catalog
+from training.train import render_items
+
+SHOP = Path(__file__).parent.parent / "examples" / "shop"
+NAME = "sample-shop"
+
+
+def towers(*arguments: object) -> dict[str, Any]:
+    """Runs a verb in a process of its own and returns the JSON object on its stdout."""
+    command = [sys.executable, "-m", "towers", *map(str, arguments), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def shop(
+    tmp_path_factory: pytest.TempPathFactory, make_tiny_retriever: Callable[..., Retriever]
+) -> dict[str, Any]:
+    """A tiny encoder trained on the sample shop and exported, through the command line."""
+    base = tmp_path_factory.mktemp("shop")
+    encoder = base / "encoder"
+    retriever = make_tiny_retriever()
+    retriever.model.query_tower.backbone.save_to_preset(str(encoder))
+    retriever.tokenizer.save(encoder)
+    config = base / "config.toml"
+    config.write_text("[encoder]\nquery_max_length = 24\nitem_max_length = 48\n")
+    data = ("--catalog", SHOP / "catalog.csv", "--interactions")
+    train = towers(
+        *("train", *data, SHOP / "train.csv", "--output", base / "run", "--encoder", encoder),
+        *("--config", config, "--epochs", 1, "--learning-rate", 1e-3, "--shots", 64),
+    )
+    export = towers(
+        *("export", "--model", base / "run", "--catalog", SHOP / "catalog.csv"),
+        *("--output", base / "saved_models" / NAME, "--k", 7, "--precision", "float32"),
+    )
+    return {"base": base, "train": train, "export": export, "data": data}
+
+
+@pytest.fixture(scope="module")
+def server(shop: dict[str, Any]) -> Iterator[dict[str, int]]:
+    """`towers serve` on free ports."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "towers", "serve", "--host", "127.0.0.1", "--port", "0"]
+        + ["--rest-port", "0", "--model-base-path", str(shop["base"] / "saved_models" / NAME)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    ports = {}
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("gRPC on "):
+            ports["grpc"] = int(line.rpartition(":")[2])
+        elif line.startswith("REST on "):
+            ports["rest"] = int(line.split("/v1/")[0].rpartition(":")[2])
+        elif line.startswith("Ready"):
+            break
+    yield ports
+    process.terminate()
+    assert process.wait(timeout=60) == 0
+
+
+def test_training_reports_what_it_did(shop: dict[str, Any]) -> None:
+    assert shop["train"]["shots"] == 64
+    assert shop["train"]["fit"]["trained_parameters"] > 10_000
+    run = shop["base"] / "run"
+    assert len((run / "shots.csv").read_text().splitlines()) == 65
+    assert json.loads((run / "config.json").read_text())["shots"] == 64
+
+
+def test_evaluation_covers_the_whole_catalogue(shop: dict[str, Any], tmp_path: Path) -> None:
+    run_file = tmp_path / "shop.trec"
+    result = towers(
+        *("evaluate", "--model", shop["base"] / "run", *shop["data"], SHOP / "test.csv"),
+        *("--run-file", run_file, "--depth", 20, "--measures", "nDCG@10,R@20"),
+    )
+    assert result["queries"] == 115
+    assert 0 <= result["measures"]["nDCG@10"]["mean"] <= 1
+    ranked = {line.split()[2] for line in run_file.read_text().splitlines()}
+    judged = {line.split(",")[-2] for line in (SHOP / "test.csv").read_text().splitlines()[1:]}
+    assert ranked - judged  # items nobody judged compete too
+
+
+def test_all_ways_to_ask_give_the_same_answer(
+    shop: dict[str, Any], server: dict[str, int], golden_texts: list[str]
+) -> None:
+    catalog = Catalog.read(SHOP / "catalog.csv")
+    retriever = Retriever.load(shop["base"] / "run" / "model")
+    items = retriever.encode_items(render_items(retriever.template, catalog))
+    scores = retriever.encode_queries(golden_texts) @ items.T
+    best = -np.sort(-scores, axis=1)[:, :7]
+    row_of = {item: row for row, item in enumerate(catalog.item_ids)}
+
+    def check(item_ids: np.ndarray, found: np.ndarray) -> None:
+        assert item_ids.shape == found.shape == best.shape
+        np.testing.assert_allclose(found, best, atol=1e-4)
+        rows = np.vectorize(row_of.__getitem__)(item_ids)
+        np.testing.assert_allclose(np.take_along_axis(scores, rows, axis=1), found, atol=1e-4)
+        assert all(len(set(row)) == len(row) for row in item_ids)
+
+    def decoded(ids: np.ndarray) -> np.ndarray:
+        return np.array([[item.decode() for item in row] for row in ids])
+
+    reloaded = load_export(shop["export"]["path"]).signatures["serving_default"]
+    answer = reloaded(query=tf.constant(golden_texts))
+    check(decoded(answer["item_ids"].numpy()), answer["scores"].numpy())
+    saved_ids = decoded(answer["item_ids"].numpy())
+
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = NAME
+    request.inputs["query"].CopyFrom(tf.make_tensor_proto(golden_texts))
+    with grpc.insecure_channel(f"localhost:{server['grpc']}") as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        outputs = stub.Predict(request, timeout=60).outputs
+    ids = decoded(tf.make_ndarray(outputs["item_ids"]))
+    check(ids, tf.make_ndarray(outputs["scores"]))
+    np.testing.assert_array_equal(ids, saved_ids)
+
+    body = json.dumps({"inputs": {"query": golden_texts}}).encode()
+    url = f"http://localhost:{server['rest']}/v1/models/{NAME}:predict"
+    with urllib.request.urlopen(urllib.request.Request(url, body), timeout=60) as response:
+        outputs = json.load(response)["outputs"]
+    check(np.array(outputs["item_ids"]), np.array(outputs["scores"]))
+    np.testing.assert_array_equal(outputs["item_ids"], saved_ids)
+
+
+def test_the_query_verb_asks_over_both_transports(server: dict[str, int]) -> None:
+    catalog = SHOP / "catalog.csv"
+    ask = ("query", "kettle", "--model", NAME, "--k", 3, "--catalog", catalog)
+    over_grpc = towers(*ask, "--server", f"localhost:{server['grpc']}")
+    over_rest = towers(*ask, "--rest", "--server", f"localhost:{server['rest']}")
+    assert len(over_grpc["items"]) == len(over_rest["items"]) == 3
+    for one, other in zip(over_grpc["items"], over_rest["items"], strict=True):
+        assert one == {**other, "score": pytest.approx(other["score"], abs=1e-6)}
+    assert all(item["title"] for item in over_grpc["items"])
+
+
+def test_a_new_export_is_served_without_a_restart(
+    shop: dict[str, Any], server: dict[str, int], tmp_path: Path
+) -> None:
+    lines = (SHOP / "catalog.csv").read_text().splitlines()
+    smaller = tmp_path / "catalog.csv"
+    smaller.write_text("\n".join(lines[:4]) + "\n")
+    base = shop["base"]
+    export = towers(
+        *("export", "--model", base / "run", "--catalog", smaller, "--k", 7),
+        *("--output", base / "saved_models" / NAME),
+    )
+    assert export["version"] == shop["export"]["version"] + 1
+    for _ in range(60):
+        answer = towers(*("query", "x", "--model", NAME), "--server", f"localhost:{server['grpc']}")
+        if len(answer["items"]) == 3:
+            return
+    pytest.fail("the new version was not picked up")
