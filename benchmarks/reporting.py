@@ -14,11 +14,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from towers.item_text import ItemTemplate
 from towers.packages import package_versions
 from training.catalog import Catalog
 from training.interactions import Interactions
 from training.train import render_items
-from towers.item_text import ItemTemplate
 
 RESULTS = Path(__file__).parent / "results"
 HOMEDEPOT_TEXT = ItemTemplate("{title}")

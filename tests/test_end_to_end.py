@@ -60,12 +60,10 @@ def shop(
 @pytest.fixture(scope="module")
 def server(shop: dict[str, Any]) -> Iterator[dict[str, int]]:
     """`towers serve` on free ports."""
+    command = [sys.executable, "-m", "towers", "serve", "--host", "127.0.0.1", "--port", "0"]
+    command += ["--rest-port", "0", "--model-base-path", str(shop["base"] / "saved_models" / NAME)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "towers", "serve", "--host", "127.0.0.1", "--port", "0"]
-        + ["--rest-port", "0", "--model-base-path", str(shop["base"] / "saved_models" / NAME)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     ports = {}
     assert process.stdout is not None
