@@ -19,9 +19,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from serving.server.predict import run_predict
 from serving.server.servable import Servable
 from serving.server.status import StatusError, invalid_argument
-
-WARMUP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
-MAX_WARMUP_RECORDS = 1000
+from serving.warmup import MAX_RECORDS, WARMUP_FILE
 
 _log = logging.getLogger(__name__)
 
@@ -41,9 +39,9 @@ def warm_up(servable: Servable, path: Path) -> int:
     replayed = 0
     try:
         for number, record in enumerate(tf.data.TFRecordDataset(str(file)), start=1):
-            if number > MAX_WARMUP_RECORDS:
+            if number > MAX_RECORDS:
                 raise invalid_argument(
-                    f"Number of warmup records exceeds the maximum ({MAX_WARMUP_RECORDS}) at {file}"
+                    f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {file}"
                 )
             replayed += _replay(servable, record.numpy(), file)
     except tf.errors.DataLossError as error:
