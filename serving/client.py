@@ -115,7 +115,8 @@ class RetrievalClient:
         """
         outputs = self._transport.predict("encode_query", "query", _list(texts))
         (embedding,) = outputs.values()
-        rows = np.array(embedding, np.float32)
+        rows = embedding.astype(np.float32, copy=False)
+        # JSON has no shape: an empty list does not tell how wide its rows would have been.
         return rows if rows.ndim == 2 else rows.reshape(len(texts), 0)
 
     def status(self) -> list[VersionStatus]:
@@ -152,7 +153,9 @@ class RetrievalClient:
         return [
             # Rows have a fixed width; where there were too few candidates, the ids are empty.
             [Hit(item_id, score) for item_id, score in zip(ids, scores, strict=True) if item_id][:k]
-            for ids, scores in zip(outputs["item_ids"], outputs["scores"], strict=True)
+            for ids, scores in zip(
+                outputs["item_ids"].tolist(), outputs["scores"].tolist(), strict=True
+            )
         ]
 
 

@@ -46,8 +46,8 @@ class GrpcTransport:
             response_deserializer=GetModelStatusResponse.FromString,
         )
 
-    def predict(self, signature: str, name: str, strings: Sequence[str]) -> dict[str, list]:
-        """Runs a signature on one input of strings; returns its outputs as nested lists."""
+    def predict(self, signature: str, name: str, strings: Sequence[str]) -> dict[str, np.ndarray]:
+        """Runs a signature on one input of strings; returns its outputs."""
         request = PredictRequest()
         request.model_spec.name = self._model
         request.model_spec.signature_name = signature
@@ -56,7 +56,7 @@ class GrpcTransport:
         named.value.tensor_shape.dim.add(size=len(strings))
         named.value.string_val.extend(string.encode() for string in strings)
         response = self._call(self._predict, request)
-        return {output.key: _nested_list(output.value) for output in response.outputs}
+        return {output.key: _array(output.value) for output in response.outputs}
 
     def status(self) -> list[tuple[int, str, str]]:
         """Returns version, state and error of each version the server has seen."""
@@ -79,13 +79,13 @@ class GrpcTransport:
             raise ServingError(error.code().name, error.details() or "") from error
 
 
-def _nested_list(tensor: TensorProto) -> list:
+def _array(tensor: TensorProto) -> np.ndarray:
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     if tensor.dtype == _DT_STRING:
         strings = np.array([value.decode() for value in tensor.string_val], object)
-        return strings.reshape(shape).tolist()
+        return strings.reshape(shape)
     if tensor.dtype != _DT_FLOAT:
         raise ServingError("UNIMPLEMENTED", f"an output has DataType {tensor.dtype}")
     if tensor.tensor_content:  # a TF Serving may be set to send tensors this way
-        return np.frombuffer(tensor.tensor_content, np.float32).reshape(shape).tolist()
-    return np.array(tensor.float_val, np.float32).reshape(shape).tolist()
+        return np.frombuffer(tensor.tensor_content, np.float32).reshape(shape)
+    return np.array(tensor.float_val, np.float32).reshape(shape)

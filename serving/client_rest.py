@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import urllib3
 
 from serving.client_error import ServingError
@@ -39,12 +40,13 @@ class RestTransport:
             maxsize=_MAX_IDLE_CONNECTIONS, timeout=urllib3.Timeout(total=timeout), retries=False
         )
 
-    def predict(self, signature: str, name: str, strings: Sequence[str]) -> dict[str, list]:
-        """Runs a signature on one input of strings; returns its outputs as nested lists."""
+    def predict(self, signature: str, name: str, strings: Sequence[str]) -> dict[str, np.ndarray]:
+        """Runs a signature on one input of strings; returns its outputs."""
         # Columns, because a request in rows cannot be empty.
         body = {"signature_name": signature, "inputs": {name: list(strings)}}
         outputs = self._call("POST", ":predict", body)["outputs"]
-        return outputs if isinstance(outputs, dict) else {"": outputs}
+        named = outputs if isinstance(outputs, dict) else {"": outputs}
+        return {name: np.array(value, object) for name, value in named.items()}
 
     def status(self) -> list[tuple[int, str, str]]:
         """Returns version, state and error of each version the server has seen."""
