@@ -107,16 +107,6 @@ class TwoTower(keras.Model):
             return self.start_temperature
         return ops.maximum(ops.exp(self.log_temperature), _MIN_TEMPERATURE)
 
-    def compile(self, *args: Any, jit_compile: Any = "auto", **kwargs: Any) -> None:
-        """`keras.Model.compile`, without XLA by default on TensorFlow's CPU.
-
-        Batches differ in length, and XLA would compile every length anew: half a minute each time
-        for a step that takes a fifth of a second. Pass `jit_compile=True` to have it anyway.
-        """
-        if jit_compile == "auto" and _is_tensorflow_on_cpu():
-            jit_compile = False
-        super().compile(*args, jit_compile=jit_compile, **kwargs)
-
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> dict[str, Any]:
         """Encodes a batch; see the class."""
         query = self.query_tower(inputs["query"], training=training)
@@ -203,14 +193,6 @@ class TwoTower(keras.Model):
         for key in ("query_tower", "item_tower", "loss"):
             config[key] = keras.saving.deserialize_keras_object(config[key])
         return cls(**config)
-
-
-def _is_tensorflow_on_cpu() -> bool:
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    return not (tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU"))
 
 
 def _require(x: Mapping[str, Any], key: str, needed: str) -> None:

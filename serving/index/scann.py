@@ -111,12 +111,7 @@ class ScannIndex(ItemIndex):
         self._set_sizes(count)
         builder = scann_ops.builder(embeddings, self._k, "dot_product")
         if self.leaves:
-            builder = builder.tree(
-                self.leaves,
-                self.leaves_to_search,
-                training_sample_size=min(count, 250_000),
-                quantize_centroids=True,
-            )
+            builder = builder.tree(self.leaves, self.leaves_to_search, quantize_centroids=True)
         if self.hashed:
             builder = builder.score_ah(
                 min(_DIMENSIONS_PER_BLOCK, width),
