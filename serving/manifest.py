@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from towers.errors import InputError
+from towers.packages import package_versions
 
 MANIFEST_FILE = "manifest.json"
 
 STOCK_SERVER = "stock TensorFlow Serving"
 SCANN_SERVER = "a server with ScaNN's ops"
-
-_PACKAGES = (
-    "fewshot-towers",
-    "keras",
-    "keras-hub",
-    "numpy",
-    "scann",
-    "tensorflow",
-    "tensorflow-recommenders",
-    "tensorflow-text",
-)
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that make an export."""
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _now() -> str:
