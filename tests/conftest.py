@@ -129,3 +129,12 @@ def make_tiny_retriever(tiny_vocabulary: tuple[str, ...]) -> Callable[..., objec
 def tiny_retriever(make_tiny_retriever: Callable[..., object]) -> object:
     """An untrained retriever for tests that do not change it."""
     return make_tiny_retriever()
+
+
+@pytest.fixture(scope="session")
+def tiny_preset(tmp_path_factory: pytest.TempPathFactory, tiny_retriever: object) -> str:
+    """A folder with the checkpoint of `tiny_retriever`, to be named as an encoder."""
+    folder = tmp_path_factory.mktemp("tiny_preset")
+    tiny_retriever.model.query_tower.backbone.save_to_preset(str(folder))
+    tiny_retriever.tokenizer.save(folder)
+    return str(folder)

@@ -110,7 +110,7 @@ def load_vocabulary(preset: str = DEFAULT_PRESET) -> Vocabulary:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """Reads ``vocab.txt`` or ``tokenizer.json`` of a folder; None where it holds neither.
+    """Reads ``vocab.txt`` or Hugging Face's ``tokenizer.json``; None if a folder holds neither.
 
     Raises:
         InputError: a file cannot be read, or the tokenizer is not WordPiece.
@@ -121,12 +121,10 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         tokens = tuple(line.rstrip("\r") for line in lines)
         return Vocabulary(tokens[:-1] if tokens[-1] == "" else tokens, _lowercase(folder))
     if (path := folder / "tokenizer.json").is_file():
-        model = _read_json(path).get("model") or {}
-        # Old files name no type; only WordPiece has a mark of word continuation.
-        if (
-            model.get("type", "WordPiece") != "WordPiece"
-            or "continuing_subword_prefix" not in model
-        ):
+        model = _read_json(path).get("model")
+        if model is None:  # keras-hub's file of that name; its own tokenizer reads the vocabulary
+            return None
+        if model.get("type") != "WordPiece":
             raise InputError(f"{path} is not a WordPiece tokenizer")
         by_id = {number: token for token, number in model["vocab"].items()}
         if sorted(by_id) != list(range(len(model["vocab"]))):
