@@ -173,11 +173,6 @@ class Retriever:
         tokens = self.tokenizer(texts, self.text.item_max_length)
         return self.model.item_tower(tokens, training=False)
 
-    @property
-    def trackables(self) -> list[tf.Module]:
-        """What an exported module must hold on to for the graph methods to work."""
-        return [self.model, self.tokenizer]
-
     def fingerprint(self) -> str:
         """SHA-256 of all that decides an item's vector: while equal, an item index stays valid."""
         digest = hashlib.sha256()

@@ -58,7 +58,7 @@ def main() -> None:
                     **_ask(base, queries, options.requests),
                 }
             )
-    report("serving", "One query at a time over gRPC", rows, requests=options.requests)
+    report("latency", "One query at a time over gRPC", rows, requests=options.requests)
 
 
 def _ask(base: Path, queries: list[str], count: int) -> dict[str, Any]:
