@@ -61,8 +61,9 @@ def main() -> None:
 
     rows: list[dict[str, Any]] = [_row("zero-shot", 0, [ours(zero_shot)], [0.0])]
     for shots in options.shots:
-        systems = {"ours, full": [], **({"sentence-transformers": []} if options.peer else {})}
-        seconds: dict[str, list[float]] = {system: [] for system in systems}
+        names = ["ours, full", *(["sentence-transformers"] if options.peer else [])]
+        systems: dict[str, list[dict[str, float]]] = {system: [] for system in names}
+        seconds: dict[str, list[float]] = {system: [] for system in names}
         for seed in range(options.seeds):
             pairs = draw_shots(train, shots, seed=seed, min_grade=MIN_GRADE[name])
             with tempfile.TemporaryDirectory() as folder:

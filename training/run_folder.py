@@ -17,7 +17,6 @@ import platform
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,12 @@ import pyarrow as pa
 import pyarrow.csv
 
 from towers.errors import InputError
+from towers.packages import package_versions
 from towers.retriever import Retriever
 from training.atomic_file import atomic_file
 from training.catalog import Catalog
 from training.config import TrainConfig
 from training.interactions import Interactions
-
-_PACKAGES = (
-    "fewshot-towers",
-    "keras",
-    "keras-hub",
-    "numpy",
-    "pyarrow",
-    "tensorflow",
-    "tensorflow-text",
-)
 
 
 @dataclass(frozen=True)
@@ -143,17 +133,6 @@ class RunFolder:
         """Writes a JSON file, whole or not at all."""
         with atomic_file(self.path / name) as partial:
             partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that a result may depend on."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _run_id(settings: dict[str, Any], *hashes: str) -> str:
