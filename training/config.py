@@ -88,7 +88,7 @@ class TrainConfig(_Section):
         method: ``zero-shot`` (nothing trained) or ``full`` (all weights).
         shots: number of positive pairs to draw; all if absent.
         min_grade: lowest grade of a positive pair.
-        seed: decides the draw, the held-out queries, the order and dropout.
+        seed: decides the draw, the held-out queries, the order, dropout and a random projection.
         encoder: the towers.
         fit: the adaptation.
     """

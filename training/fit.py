@@ -182,6 +182,7 @@ def adapt(
             epochs=config.epochs,
             initial_epoch=done,
             callbacks=[*own, *callbacks],
+            shuffle=False,  # the batches come shuffled
             verbose=0,
         )
     checkpoints.restore_best()

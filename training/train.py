@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from towers.encoding import Progress
 from towers.item_text import ItemTemplate
 from towers.retriever import Retriever, TextSettings
@@ -77,7 +79,8 @@ def train(
 
 
 def build_retriever(config: TrainConfig, template: ItemTemplate) -> Retriever:
-    """Zero-shot towers as configured."""
+    """Zero-shot towers as configured; the seed decides a random projection."""
+    keras.utils.set_random_seed(config.seed)
     encoder = config.encoder
     return Retriever.from_preset(
         encoder.preset,

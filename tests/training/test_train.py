@@ -1,0 +1,141 @@
+"""A whole run, from configuration and data to the run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from towers.errors import InputError
+from towers.item_text import ItemTemplate
+from towers.retriever import Retriever
+from training.catalog import Catalog
+from training.config import TrainConfig
+from training.interactions import Interactions
+from training.run_folder import RunFolder
+from training.shots import draw_shots
+from training.train import render_items, train
+
+ENCODER = {"query_max_length": 12, "item_max_length": 24}
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, tiny_catalog: dict[str, list[str]]) -> Catalog:
+    rows = zip(*tiny_catalog.values(), strict=True)
+    lines = [",".join(tiny_catalog), *(",".join(f'"{cell}"' for cell in row) for row in rows)]
+    (tmp_path / "catalog.csv").write_text("\n".join(lines), "utf-8")
+    return Catalog.read(tmp_path / "catalog.csv")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, catalog: Catalog) -> Interactions:
+    lines = ["query,item_id,grade"]
+    for n in range(20):
+        lines.append(f"query {n},{catalog.item_ids[n % 8]},{1 + n % 3}")
+        lines.append(f"query {n},{catalog.item_ids[(n + 1) % 8]},0")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines), "utf-8")
+    return Interactions.read(tmp_path / "pairs.csv", catalog)
+
+
+def test_a_whole_run(
+    tmp_path: Path, tiny_preset: str, catalog: Catalog, pairs: Interactions
+) -> None:
+    config = TrainConfig.read(
+        None,
+        shots=12,
+        min_grade=2,
+        seed=4,
+        encoder={"preset": tiny_preset, **ENCODER},
+        fit={"epochs": 1, "batch_size": 6, "learning_rate": 1e-3},
+    )
+    steps: list[tuple[int, int]] = []
+    metrics = train(
+        config,
+        catalog,
+        pairs,
+        tmp_path / "run",
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert steps == [(1, 2), (2, 2)]
+    assert metrics["method"] == "full"
+    assert (metrics["items"], metrics["shots"], metrics["shot_queries"]) == (8, 12, 12)
+    fit = metrics["fit"]
+    assert (fit["pairs"], fit["held_out"], fit["held_out_queries"]) == (12, [], 0)
+    assert (fit["best_epoch"], len(fit["losses"])) == (1, 1)
+    run = RunFolder.existing(tmp_path / "run")
+    assert json.loads((run.path / "metrics.json").read_text("utf-8")) == metrics
+    assert run.config == config
+
+    shots = Interactions.read(run.path / "shots.csv", catalog)
+    expected = draw_shots(pairs, 12, seed=4, min_grade=2)
+    assert shots.qrels() == expected.qrels()
+    assert min(shots.grade) == 2
+
+    trained = run.load_retriever()
+    untrained = Retriever.from_preset(tiny_preset, text=trained.text)
+    assert trained.text.item_template == "{title}[ {brand}][ {description}]"
+    assert (trained.text.query_max_length, trained.text.item_max_length) == (12, 24)
+    assert trained.fingerprint() != untrained.fingerprint()
+
+    with pytest.raises(InputError, match="holds a finished run"):
+        train(config, catalog, pairs, tmp_path / "run")
+
+
+def test_a_run_can_be_repeated_from_its_folder(
+    tmp_path: Path, tiny_preset: str, catalog: Catalog, pairs: Interactions
+) -> None:
+    config = TrainConfig.read(
+        None,
+        method="zero-shot",
+        shots=7,
+        seed=9,
+        encoder={"preset": tiny_preset, "projection_dim": 8, "shared": False, **ENCODER},
+    )
+    metrics = train(config, catalog, pairs, tmp_path / "first")
+    assert metrics["fit"] is None
+    again = TrainConfig.read(tmp_path / "first" / "config.json")
+    train(again, catalog, pairs, tmp_path / "second")
+    for name in ("shots.csv", "config.json", "metrics.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    first, second = (RunFolder.existing(tmp_path / name) for name in ("first", "second"))
+    assert first.run_id == second.run_id
+    assert first.load_retriever().fingerprint() == second.load_retriever().fingerprint()
+    other = again.model_copy(update={"seed": 10})
+    train(other, catalog, pairs, tmp_path / "third")
+    shots = [(tmp_path / name / "shots.csv").read_bytes() for name in ("first", "third")]
+    assert shots[0] != shots[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shots": 999}, "cannot draw 999 shots"),
+        ({"min_grade": 4}, "no positive pair to learn from"),
+        ({"encoder": {"item_template": "{colour}"}}, "no text column .colour.; there are item_id, title"),
+        ({"encoder": {"item_template": "title"}}, "names no column"),
+        ({"encoder": {"preset": "./nothing"}}, "is not a folder with a checkpoint"),
+        ({"encoder": {"item_max_length": 65}}, "over the encoder's 64 positions"),
+    ],
+)
+def test_what_cannot_work_leaves_no_folder(
+    options: dict,
+    message: str,
+    tmp_path: Path,
+    tiny_preset: str,
+    catalog: Catalog,
+    pairs: Interactions,
+) -> None:
+    encoder = {"preset": tiny_preset, **ENCODER, **options.pop("encoder", {})}
+    config = TrainConfig.read(None, encoder=encoder, **options)
+    with pytest.raises(InputError, match=message):
+        train(config, catalog, pairs, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_item_texts(catalog: Catalog) -> None:
+    texts = render_items(ItemTemplate("{title}[ by {brand}]"), catalog)
+    assert texts[0] == "Electric kettle 1.7 l by Harrow"
+    assert texts[3] == "Red mug"  # an empty cell is no brand
+    assert np.array(texts).shape == (8,)
