@@ -113,7 +113,7 @@ def test_a_run_can_be_repeated_from_its_folder(
     [
         ({"shots": 999}, "cannot draw 999 shots"),
         ({"min_grade": 4}, "no positive pair to learn from"),
-        ({"encoder": {"item_template": "{colour}"}}, "no text column .colour.; there are item_id, title"),
+        ({"encoder": {"item_template": "{colour}"}}, "no text column .colour.; there are"),
         ({"encoder": {"item_template": "title"}}, "names no column"),
         ({"encoder": {"preset": "./nothing"}}, "is not a folder with a checkpoint"),
         ({"encoder": {"item_max_length": 65}}, "over the encoder's 64 positions"),

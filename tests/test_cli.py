@@ -1,0 +1,315 @@
+"""The command line: exit codes, what goes where, and what bad input is told.
+
+Verbs run in this process where that shows the same; a process of its own costs seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from towers.cli import cli, run
+from towers.retriever import Retriever
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def towers(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Runs a verb in this process, as `main` does."""
+
+    def call(*arguments: object) -> Answer:
+        words = [str(argument) for argument in arguments]
+        status = run(lambda: cli.main(words, prog_name="towers", standalone_mode=False))
+        captured = capsys.readouterr()
+        return Answer(status, captured.out, captured.err)
+
+    return call
+
+
+def process(*arguments: object) -> Answer:
+    """Runs the command line in a process of its own."""
+    command = [sys.executable, "-m", "towers", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def shop(
+    tmp_path_factory: pytest.TempPathFactory, tiny_catalog: dict[str, list[str]], tiny_preset: str
+) -> Path:
+    """A folder with a catalogue, judgements and a configuration."""
+    folder = tmp_path_factory.mktemp("shop")
+    rows = zip(*tiny_catalog.values(), strict=True)
+    lines = [",".join(tiny_catalog), *(",".join(f'"{cell}"' for cell in row) for row in rows)]
+    (folder / "catalog.csv").write_text("\n".join(lines), "utf-8")
+    lines = ["query,item_id,grade"]
+    lines += ["boil water,k1,2", "boil water,g1,0", "filter coffee,k2,2", "hot coffee,m1,1"]
+    lines += ["rake,g1,2", "hose,g2,1", "cat,p 1,1", "dessert,é1,1", "nothing here,k1,0"]
+    (folder / "judged.csv").write_text("\n".join(lines), "utf-8")
+    config = f'[encoder]\npreset = "{tiny_preset}"\nquery_max_length = 12\nitem_max_length = 24\n'
+    (folder / "config.toml").write_text(config + "[fit]\nbatch_size = 4\n", "utf-8")
+    return folder
+
+
+def data(shop: Path) -> tuple[object, ...]:
+    return ("--catalog", shop / "catalog.csv", "--interactions", shop / "judged.csv")
+
+
+@pytest.fixture(scope="module")
+def model(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished zero-shot run."""
+    output = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["train", *data(shop), "--output", output, "--config", shop / "config.toml"]
+    words = [str(argument) for argument in [*arguments, "--method", "zero-shot"]]
+    assert run(lambda: cli.main(words, prog_name="towers", standalone_mode=False)) == 0
+    return output
+
+
+# Help and usage
+
+
+def test_help_is_at_hand_without_tensorflow() -> None:
+    code = (
+        "import sys\n"
+        "from towers.cli import main\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "except SystemExit as end:\n"
+        "    heavy = {'tensorflow', 'keras', 'keras_hub', 'pyarrow'} & set(sys.modules)\n"
+        "    print('HEAVY', sorted(heavy))\n"
+        "    raise\n"
+    )
+    for arguments in (["--help"], ["--version"], ["query", "--help"], ["serve", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("HEAVY []\n"), (arguments, done.stdout[-200:])
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "export", "serve", "query"])
+def test_every_verb_has_help(verb: str, towers: Callable[..., Answer]) -> None:
+    assert verb in towers("--help").out
+    answer = towers(verb, "--help")
+    assert answer.status == 0
+    assert answer.out.startswith(f"Usage: towers {verb}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Usage: towers"),
+        (["fly"], "No such command 'fly'"),
+        (["train"], "Missing option '--catalog'"),
+        (["train", "--colour", "red"], "No such option"),
+        (["train", "--shots", "many"], "'many' is not a valid integer"),
+        (["train", "--method", "magic"], "'magic' is not one of 'zero-shot', 'full'"),
+        (["evaluate", "--gains", "0,one"], "expected one number a grade"),
+        (["evaluate", "--depth", "0"], "0 is not in the range x>=1"),
+        (["export", "--index", "tree"], "'tree' is not one of 'auto', 'exact', 'scann'"),
+        (["serve", "--model-base-path", "x", "--poll-seconds", "0"], "not in the range"),
+    ],
+)
+def test_bad_usage_is_2(arguments: list[str], message: str, towers: Callable[..., Answer]) -> None:
+    answer = towers(*arguments)
+    assert answer.status == 2
+    assert message in answer.err
+    assert answer.out == ""
+
+
+# Training and evaluating
+
+
+def test_train_and_evaluate_print_one_json_object(
+    shop: Path, tmp_path: Path, towers: Callable[..., Answer]
+) -> None:
+    output = tmp_path / "run"
+    arguments = [*data(shop), "--output", output, "--config", shop / "config.toml"]
+    trained = towers("train", *arguments, "--shots", 6, "--epochs", 1, "--seed", 3, "--json")
+    assert trained.status == 0, trained.err
+    metrics = json.loads(trained.out)
+    assert (metrics["output"], metrics["shots"], metrics["method"]) == (str(output), 6, "full")
+    assert len(metrics["fit"]["losses"]) == 1
+    config = json.loads((output / "config.json").read_text("utf-8"))
+    assert (config["seed"], config["fit"]["epochs"], config["fit"]["batch_size"]) == (3, 1, 4)
+
+    report, run_file = tmp_path / "report", tmp_path / "shop.trec"
+    judged = towers(
+        *("evaluate", "--model", output, *data(shop), "--measures", "nDCG@10,R@5"),
+        *("--run-file", run_file, "--depth", 3, "--report", report, "--gains", "0,1,3", "--json"),
+    )
+    assert judged.status == 0, judged.err
+    result = json.loads(judged.out)
+    assert set(result["measures"]) == {"nDCG@10", "R@5"}
+    assert (result["queries"], result["queries_without_positives"]) == (8, 1)
+    assert json.loads((report / "metrics.json").read_text("utf-8")) == result
+    assert len((report / "per_query.csv").read_text("utf-8").splitlines()) > 7
+    lines = run_file.read_text("utf-8").splitlines()
+    assert len(lines) == 8 * 3
+    assert len(list(tmp_path.glob("*.queries.tsv"))) == 1
+
+    # Item vectors are kept: the second time gives the same, from the file.
+    (vectors,) = (output / "item_vectors").glob("*")
+    written = vectors.stat().st_mtime_ns
+    arguments = ["evaluate", "--model", output, *data(shop), "--measures", "nDCG@10", "--json"]
+    again = towers(*arguments, "--gains", "0,1,3")
+    assert json.loads(again.out)["measures"]["nDCG@10"] == result["measures"]["nDCG@10"]
+    assert vectors.stat().st_mtime_ns == written
+
+
+def test_reports_for_people(shop: Path, model: Path, towers: Callable[..., Answer]) -> None:
+    answer = towers("evaluate", "--model", model, *data(shop))
+    assert answer.status == 0
+    assert "nDCG@10" in answer.out
+    assert "8 queries, 1 without a positive" in answer.out
+
+
+def test_unknown_items_are_told_and_strict_refuses(
+    shop: Path, model: Path, tmp_path: Path, towers: Callable[..., Answer]
+) -> None:
+    judged = tmp_path / "judged.csv"
+    judged.write_text("query,item_id\nboil,k1\nboil,zz9\n", "utf-8")
+    arguments = ["evaluate", "--model", model, "--catalog", shop / "catalog.csv"]
+    answer = towers(*arguments, "--interactions", judged, "--json")
+    assert answer.status == 0
+    assert "zz9" in answer.err
+    json.loads(answer.out)
+    answer = towers(*arguments, "--interactions", judged, "--strict")
+    assert answer.status == 2
+    assert "zz9" in answer.err
+
+
+# Bad input
+
+BAD_INPUT = {
+    "missing catalogue": (["--catalog", "{shop}/none.csv"], "none.csv"),
+    "missing interactions": (["--interactions", "{shop}/none.csv"], "none.csv"),
+    "missing column": (["--catalog", "{tmp}/no_title.csv"], "no column 'title'"),
+    "unknown format": (["--catalog", "{tmp}/catalog.xlsx"], "unknown file format"),
+    "no positives": (["--interactions", "{tmp}/negatives.csv"], "no positive pair to learn from"),
+    "no known item": (["--interactions", "{tmp}/strange.csv"], "zz9"),
+    "too many shots": (["--shots", "500"], "cannot draw 500 shots"),
+    "no shots": (["--shots", "0"], "shots: Input should be greater than or equal to 1"),
+    "bad learning rate": (["--learning-rate", "-1"], "fit.learning_rate: "),
+    "missing configuration": (["--config", "{tmp}/none.toml"], "none.toml"),
+    "bad configuration": (["--config", "{tmp}/bad.toml"], "fit.epoch: Extra inputs"),
+    "unknown encoder": (["--encoder", "{tmp}/nothing"], "is not a folder with a checkpoint"),
+    "bad item text": (["--item-text", "{{title"], "item text template '{title'"),
+    "unknown column in item text": (["--item-text", "{{colour}}"], "no text column 'colour'"),
+    "output folder taken": (["--output", "{shop}"], "exists and is no training run"),
+    "finished run": (["--output", "{model}"], "holds a finished run"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_2_and_one_line(
+    case: str, shop: Path, model: Path, tmp_path: Path, towers: Callable[..., Answer]
+) -> None:
+    (tmp_path / "no_title.csv").write_text("item_id,name\na,b\n")
+    (tmp_path / "catalog.xlsx").write_text("")
+    (tmp_path / "negatives.csv").write_text("query,item_id,grade\nboil,k1,0\n")
+    (tmp_path / "strange.csv").write_text("query,item_id\nboil,zz9\n")
+    (tmp_path / "bad.toml").write_text("[fit]\nepoch = 3\n")
+    options, message = BAD_INPUT[case]
+    options = [option.format(shop=shop, model=model, tmp=tmp_path) for option in options]
+    output = [] if "--output" in options else ["--output", tmp_path / "run"]
+    config = [] if "--config" in options else ["--config", shop / "config.toml"]
+    answer = towers("train", *data(shop), *config, *output, *options, "--json")
+    assert answer.status == 2, answer.err
+    assert answer.out == ""
+    last = answer.err.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert message in last
+    assert "Traceback" not in answer.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluating_what_is_no_run(
+    shop: Path, tmp_path: Path, towers: Callable[..., Answer]
+) -> None:
+    answer = towers("evaluate", "--model", shop, *data(shop))
+    assert (answer.status, answer.out) == (2, "")
+    assert "holds no finished training run" in answer.err
+    answer = towers("evaluate", "--model", tmp_path / "none", *data(shop))
+    assert answer.status == 2
+    assert "is no folder" in answer.err
+
+
+def test_measures_that_do_not_exist(shop: Path, model: Path, towers: Callable[..., Answer]) -> None:
+    answer = towers("evaluate", "--model", model, *data(shop), "--measures", "nDCG@10,speed@3")
+    assert answer.status == 2
+    assert "speed@3" in answer.err
+
+
+def test_no_export_to_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, towers: Callable[..., Answer]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = towers("query", "kettle")
+    assert answer.status == 2
+    assert "name the model with --model" in answer.err
+
+
+def test_a_server_that_is_not_there_is_1(towers: Callable[..., Answer]) -> None:
+    arguments = ["query", "kettle", "--model", "shop", "--server", "localhost:1", "--timeout", "2"]
+    for transport in ([], ["--rest"]):
+        answer = towers(*arguments, *transport)
+        assert (answer.status, answer.out) == (1, "")
+        assert answer.err.startswith("Failed: ")
+        assert len(answer.err.strip().splitlines()) == 1
+
+
+# What ends a verb
+
+
+def test_failures_are_1_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("disk on fire")
+
+    assert run(fail) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Failed: RuntimeError: disk on fire\n")
+    assert "Traceback" not in error
+    monkeypatch.setenv("TOWERS_TRACEBACK", "1")
+    with pytest.raises(RuntimeError):
+        run(fail)
+
+
+def test_interrupting_is_1(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert run(interrupt) == 1
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+
+def test_exit_codes_of_the_process(shop: Path, model: Path) -> None:
+    answer = process("evaluate", "--model", model, *data(shop), "--json")
+    assert answer.status == 0, answer.err
+    assert json.loads(answer.out)["queries"] == 8
+    assert answer.out.count("\n") == 1
+    answer = process(
+        "train", "--catalog", shop / "none.csv", "--interactions", "x.csv", "--output", "x"
+    )
+    assert answer.status == 2
+    assert answer.out == ""
+    assert answer.err.startswith("Error: ")
+    assert len(answer.err.strip().splitlines()) == 1
+
+
+def test_the_model_of_a_run_is_a_retriever(model: Path) -> None:
+    assert Retriever.load(model / "model").embedding_dim == 32
