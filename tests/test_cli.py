@@ -147,7 +147,7 @@ def test_train_and_evaluate_print_one_json_object(
 
     report, run_file = tmp_path / "report", tmp_path / "shop.trec"
     judged = towers(
-        *("evaluate", "--model", output, *data(shop), "--measures", "nDCG@10,R@5"),
+        *("evaluate", "--model", output, *data(shop), "--measures", "nDCG@10, R@5"),
         *("--run-file", run_file, "--depth", 3, "--report", report, "--gains", "0,1,3", "--json"),
     )
     assert judged.status == 0, judged.err

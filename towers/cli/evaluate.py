@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from towers.cli.item_vectors import PRECISIONS, item_vectors
-from towers.cli.output import emit, json_option, say
+from towers.cli.output import emit, json_option, progress_bar, say
 from towers.errors import InputError
 
 
@@ -64,7 +64,7 @@ def command(
     from training.train import render_items
     from training.trec import write_run
 
-    names = measures.split(",") if measures else list(DEFAULT_MEASURES)
+    names = [name.strip() for name in measures.split(",")] if measures else list(DEFAULT_MEASURES)
     cutoffs = [Measure.parse(name).cutoff or 0 for name in names]
     run_folder = RunFolder.existing(model)
     products = Catalog.read(catalog)
@@ -75,7 +75,8 @@ def command(
         raise InputError(f"--report {report} is a file; name a folder")
     retriever = run_folder.load_retriever()
     items = item_vectors(model, retriever, render_items(retriever.template, products), precision)
-    queries = retriever.encode_queries(judgements.queries)
+    with progress_bar(f"Encoding {len(judgements.queries):,} queries") as progress:
+        queries = retriever.encode_queries(judgements.queries, progress=progress)
     scores, rows = top_k(queries, items, max(depth, *cutoffs))
     run = Run(judgements.queries, rows, scores)
     result = evaluate(run, judgements, products, measures=names, gains=gains, min_grade=min_grade)
