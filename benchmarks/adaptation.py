@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--split", choices=["valid", "test"], default="test")
     parser.add_argument("--shots", type=int, nargs="*", default=[512])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--peer", action="store_true", help="sentence-transformers too")
+    parser.add_argument("--peer-seeds", type=int, default=0, help="sentence-transformers too")
     parser.add_argument("--config", help="training configuration, TOML or JSON")
     options = parser.parse_args()
     name = options.dataset
@@ -61,7 +61,7 @@ def main() -> None:
 
     rows: list[dict[str, Any]] = [_row("zero-shot", 0, [ours(zero_shot)], [0.0])]
     for shots in options.shots:
-        names = ["ours, full", *(["sentence-transformers"] if options.peer else [])]
+        names = ["ours, full", *(["sentence-transformers"] if options.peer_seeds else [])]
         systems: dict[str, list[dict[str, float]]] = {system: [] for system in names}
         seconds: dict[str, list[float]] = {system: [] for system in names}
         for seed in range(options.seeds):
@@ -70,7 +70,7 @@ def main() -> None:
                 result = adapt(zero_shot, pairs, texts, config, folder=Path(folder), seed=seed)
             seconds["ours, full"].append(result.seconds)
             systems["ours, full"].append(ours(result.retriever))
-            if options.peer:
+            if seed < options.peer_seeds:
                 model, spent = _sentence_transformers(pairs, texts, seed)
                 model.max_seq_length = ITEM_LENGTH[name]
                 encode = {"normalize_embeddings": True, "show_progress_bar": False}

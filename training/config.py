@@ -67,7 +67,7 @@ class FitConfig(_Section):
 
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(32, ge=2)
-    learning_rate: float = Field(2e-5, gt=0)
+    learning_rate: float = Field(5e-5, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
