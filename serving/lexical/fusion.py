@@ -1,0 +1,84 @@
+"""One score from two: the towers' cosine and BM25."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+DEFAULT_WEIGHT = 0.6
+"""Of the lexical score, for towers that were not trained on the catalogue; see docs/lexical.md."""
+
+_MAX_ENTRIES = 1 << 24  # scores held at a time: 64 MiB a matrix
+
+
+def fuse(dense: tf.Tensor, lexical: tf.Tensor, weight: float | tf.Tensor) -> tf.Tensor:
+    """Weighted sum of cosine and BM25, BM25 divided by the query's best.
+
+    ``(1 - weight) * dense + weight * lexical / max(lexical)``: scores of both kinds end at 1,
+    stay comparable between queries, and are finite whatever the query. Where no word of a query
+    is known, the dense order remains.
+
+    Args:
+        dense: float32 ``[N, items]``, cosines.
+        lexical: float32 ``[N, items]``, 0 or more.
+        weight: from 0 (the dense scores, bit for bit) to 1 (lexical alone).
+
+    Returns:
+        float32 ``[N, items]``.
+    """
+    best = tf.reduce_max(lexical, axis=1, keepdims=True)  # [N, 1]
+    return (1.0 - weight) * dense + weight * tf.math.divide_no_nan(lexical, best)
+
+
+def fused_top_k(
+    queries: tf.Tensor,
+    embeddings: tf.Tensor,
+    *,
+    dense_scores: Callable[[tf.Tensor], tf.Tensor],
+    lexical_scores: Callable[[tf.Tensor], tf.Tensor],
+    item_count: int,
+    weight: float | tf.Tensor,
+    k: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The k items with the best fused scores, however many queries there are.
+
+    Queries are taken some at a time, so that a large batch over a large catalogue never needs the
+    whole score matrix. Of items with equal scores the one with the lower row comes first.
+
+    Args:
+        queries: string ``[N]``.
+        embeddings: float32 ``[N, d]``, theirs.
+        dense_scores: from embeddings ``[n, d]`` to cosines with all items, float32 ``[n, items]``.
+        lexical_scores: from queries ``[n]`` to `LexicalIndex.scores`.
+        item_count: number of items.
+        weight: see `fuse`.
+        k: results for each query.
+
+    Returns:
+        Scores float32 and rows int32, ``[N, min(k, items)]``, best first.
+    """
+    width = min(k, item_count)
+    step = max(1, _MAX_ENTRIES // item_count)
+
+    def more(
+        start: tf.Tensor, scores: tf.Tensor, rows: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        part = slice(start, start + step)
+        fused = fuse(dense_scores(embeddings[part]), lexical_scores(queries[part]), weight)
+        found = tf.math.top_k(fused, width)
+        scores = tf.concat([scores, found.values], axis=0)
+        return start + step, scores, tf.concat([rows, found.indices], axis=0)
+
+    _, scores, rows = tf.while_loop(
+        lambda start, *_: start < tf.shape(queries)[0],
+        more,
+        (tf.constant(0), tf.zeros([0, width]), tf.zeros([0, width], tf.int32)),
+        shape_invariants=(
+            tf.TensorShape([]),
+            tf.TensorShape([None, width]),
+            tf.TensorShape([None, width]),
+        ),
+        parallel_iterations=1,
+    )
+    return scores, rows
