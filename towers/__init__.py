@@ -7,7 +7,13 @@ without TensorFlow (Keras on JAX) and the command line answers `--help` at once.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# TensorFlow Recommenders, which the indexes of `serving` build on, needs Keras 2 as `tf.keras`. The
+# choice is made once, when `tf.keras` is first touched, and TensorFlow Text touches it on import.
+# `import keras` stays Keras 3, which is what everything here uses.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 if TYPE_CHECKING:
     from towers.checkpoint import DEFAULT_PRESET, load_backbone, load_vocabulary

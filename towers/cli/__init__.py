@@ -12,9 +12,7 @@ import click
 from towers import __version__
 from towers.errors import InputError
 
-# Set before TensorFlow is imported by any verb: TensorFlow Recommenders needs Keras 2 as tf.keras,
-# and the C++ side greets its user with a page of notices.
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+# Before TensorFlow is imported by any verb: its C++ side greets its user with a page of notices.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 _VERBS = {
