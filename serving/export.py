@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,10 @@ import tensorflow as tf
 
 from serving.exported_module import ExportedModule
 from serving.index.auto import IndexKind, check_choice, choose_index, may_be_approximate
+from serving.index.exact import ExactIndex
 from serving.index.item_index import checked_item_ids
 from serving.index.scann import ScannIndex
+from serving.lexical import HybridSearch, LexicalIndex
 from serving.manifest import SCANN_SERVER, STOCK_SERVER, Manifest
 from serving.versions import check_model_folder, new_version
 from serving.warmup import write_warmup
@@ -54,6 +56,8 @@ def export_retriever(
     k: int = DEFAULT_K,
     item_embeddings: np.ndarray | None = None,
     sample_queries: Sequence[str] | None = None,
+    lexical_weight: float = 0.0,
+    lexical_fields: Mapping[str, Sequence[str]] | None = None,
     run_id: str = "",
     seed: int = 0,
     progress: Progress | None = None,
@@ -73,6 +77,10 @@ def export_retriever(
         k: width of every answer, fixed in the graph.
         item_embeddings: float ``[N, d]``, if they have been made already by the same towers.
         sample_queries: queries such as will be asked.
+        lexical_weight: of BM25 in the score of `search`, from 0 (cosine alone) to 1; see
+            `serving.lexical`. With a lexical score every item is scored, so the index is exact.
+        lexical_fields: field name to its text for each item, for the lexical score; the item texts
+            as one field if None.
         run_id: the training run, for the manifest.
         seed: draws the queries that recall is measured on.
         progress: told about the stages ``encode items``, ``build index`` and ``write version``.
@@ -81,14 +89,24 @@ def export_retriever(
         The published version.
 
     Raises:
-        InputError: no items, ids that are not distinct, numbers of ids, texts and embeddings that
-            differ, or an `output` that cannot be a model's folder.
+        InputError: a lexical weight out of its range or with a ScaNN index, no items, ids that are
+            not distinct, numbers of ids, texts and embeddings that differ, or an `output` that
+            cannot be a model's folder.
     """
     report = progress or (lambda stage, done, total: None)
     output = Path(output).resolve()
     # All that can be wrong with the input is found before the long work starts.
     check_model_folder(output)
     check_choice(index, k)
+    if not 0 <= lexical_weight <= 1:
+        raise InputError(f"the lexical weight must be from 0 to 1, not {lexical_weight}")
+    if lexical_weight:
+        if index == "scann":
+            raise InputError(
+                "a ScaNN index cannot be combined with a lexical score: choose the exact index, "
+                "or a lexical weight of 0"
+            )
+        index = "exact"
     _check_items(retriever, item_ids, item_texts, item_embeddings)
     retriever = retriever.as_float32()
 
@@ -103,10 +121,15 @@ def export_retriever(
     chosen = choose_index(
         item_ids, item_embeddings, retriever.encode_queries(texts), kind=index, k=k
     )
+    hybrid = lexical = None
+    if lexical_weight:
+        assert isinstance(chosen.index, ExactIndex)  # seen to above
+        lexical = LexicalIndex.build(lexical_fields or {"text": item_texts})
+        hybrid = HybridSearch(chosen.index, lexical, lexical_weight)
     report("build index", 1, 1)
 
     report("write version", 0, 1)
-    module = ExportedModule(retriever, chosen.index)
+    module = ExportedModule(retriever, chosen.index, hybrid)
     manifest = Manifest(
         encoder_fingerprint=retriever.fingerprint(),
         item_template=retriever.text.item_template,
@@ -119,7 +142,9 @@ def export_retriever(
         index_parameters=chosen.index.parameters,
         index_recall=chosen.recall,
         index_recall_measured=f"{chosen.queries} {source}" if chosen.queries else "nothing",
-        index_reason=chosen.reason,
+        index_reason="the lexical score needs it" if lexical else chosen.reason,
+        lexical_weight=lexical_weight,
+        lexical_parameters=lexical.parameters if lexical else {},
         signatures=list(module.signatures),
         server=SCANN_SERVER if isinstance(chosen.index, ScannIndex) else STOCK_SERVER,
         run_id=run_id,

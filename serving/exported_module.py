@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from serving.index.item_index import EMPTY_ID, FLOOR_SCORE, ItemIndex
 from serving.index.scann import ScannIndex
+from serving.lexical import HybridSearch
 from towers.retriever import Retriever
 
 _UNKNOWN = -1
@@ -21,9 +22,12 @@ class ExportedModule(tf.Module):
     Args:
         retriever: the towers, in float32.
         index: the built index.
+        hybrid: what `search` asks in place of the index alone.
     """
 
-    def __init__(self, retriever: Retriever, index: ItemIndex) -> None:
+    def __init__(
+        self, retriever: Retriever, index: ItemIndex, hybrid: HybridSearch | None = None
+    ) -> None:
         super().__init__(name="retriever")
         # What is assigned here is saved. The towers, and not the model that holds them: a compiled
         # one would bring its optimizer. The index's tensors, and not the index: a Keras layer would
@@ -33,6 +37,7 @@ class ExportedModule(tf.Module):
         self._index_tensors = index.trackables
         self._retriever = retriever
         self._nearest = index.call
+        self._hybrid = hybrid
         self._nearest_without = index.query_with_exclusions
         self._embeddings_at = index.embeddings_at
         self._rows = tf.lookup.StaticHashTable(
@@ -58,7 +63,11 @@ class ExportedModule(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "query")], autograph=False)
     def search(self, query: tf.Tensor) -> dict[str, tf.Tensor]:
         """The k best items for each query: ``item_ids`` string, ``scores`` float32, ``[N, k]``."""
-        scores, item_ids = self._nearest(self.encode_query(query)["embedding"])
+        embedding = self.encode_query(query)["embedding"]
+        if self._hybrid is None:
+            scores, item_ids = self._nearest(embedding)
+        else:
+            scores, item_ids = self._hybrid(query, embedding)
         return {"item_ids": item_ids, "scores": scores}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "query")], autograph=False)

@@ -38,6 +38,8 @@ class Manifest:
         index_recall: share of the exact top k that the index finds.
         index_recall_measured: on what that was measured; ``nothing`` for an exact index.
         index_reason: why this kind of index.
+        lexical_weight: weight of the lexical score in `search`; 0 for none.
+        lexical_parameters: what the lexical index was built with.
         signatures: names of the signatures.
         server: which server can load the version.
         run_id: the training run; empty if none was named.
@@ -59,6 +61,8 @@ class Manifest:
     index_reason: str
     signatures: list[str]
     server: str
+    lexical_weight: float = 0.0
+    lexical_parameters: dict[str, Any] = field(default_factory=dict)
     run_id: str = ""
     created: str = field(default_factory=_now)
     packages: dict[str, str] = field(default_factory=package_versions)

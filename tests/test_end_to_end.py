@@ -53,6 +53,7 @@ def shop(
     export = towers(
         *("export", "--model", base / "run", "--catalog", SHOP / "catalog.csv"),
         *("--output", base / "saved_models" / NAME, "--k", 7, "--precision", "float32"),
+        *("--lexical", "off"),
     )
     return {"base": base, "train": train, "export": export, "data": data}
 
@@ -166,8 +167,26 @@ def test_a_new_export_is_served_without_a_restart(
         *("--output", base / "saved_models" / NAME),
     )
     assert export["version"] == shop["export"]["version"] + 1
+    assert export["lexical_weight"] > 0  # what training chose
+    address = f"localhost:{server['grpc']}"
     for _ in range(60):
-        answer = towers(*("query", "x", "--model", NAME), "--server", f"localhost:{server['grpc']}")
+        answer = towers("query", "x", "--model", NAME, "--server", address)
         if len(answer["items"]) == 3:
-            return
-    pytest.fail("the new version was not picked up")
+            break
+    else:
+        pytest.fail("the new version was not picked up")
+
+    # What is served is what was evaluated.
+    judged = tmp_path / "judged.csv"
+    first = lines[1].split(",")[0]
+    judged.write_text(f"query,item_id\nspringform tin,{first}\n")
+    run_file = tmp_path / "hybrid.trec"
+    towers(
+        *("evaluate", "--model", base / "run", "--catalog", smaller, "--interactions", judged),
+        *("--run-file", run_file),
+    )
+    answer = towers("query", "springform tin", "--model", NAME, "--server", address)
+    evaluated = [line.split() for line in run_file.read_text().splitlines()]
+    assert [item["item_id"] for item in answer["items"]] == [line[2] for line in evaluated]
+    scores = [float(line[4]) for line in evaluated]
+    np.testing.assert_allclose([item["score"] for item in answer["items"]], scores, atol=1e-3)

@@ -53,6 +53,10 @@ class ExactIndex(ItemIndex):
         """See `ItemIndex`."""
         return tf.gather(tf.convert_to_tensor(self._embeddings), rows)
 
+    def scores(self, queries: tf.Tensor) -> tf.Tensor:
+        """Dot products with all items: float32 ``[Q, d]`` to ``[Q, N]``."""
+        return tf.matmul(queries, tf.convert_to_tensor(self._embeddings), transpose_b=True)
+
     def _build(self, embeddings: np.ndarray) -> None:
         self._embeddings = tf.Variable(embeddings, trainable=False, name="item_embeddings")
 

@@ -119,14 +119,29 @@ class ItemIndex(TopK):
             ValueError: `index` has not been called.
             InputError: the queries are not a matrix.
         """
-        item_ids = self.item_ids
         k = self._k if k is None else k
         if self.query_model is not None:
             queries = self.query_model(queries)
         queries = tf.cast(tf.convert_to_tensor(queries), tf.float32)
         if queries.shape.rank != 2:
             raise InputError(f"query embeddings must be [queries, d], not {queries.shape}")
-        scores, rows = self._search(queries, k)  # [Q, at most k]
+        return self.answers(*self._search(queries, k), k)
+
+    def answers(
+        self, scores: tf.Tensor, rows: tf.Tensor, k: int | tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Turns what a search found into answers of full width.
+
+        Args:
+            scores: float32 ``[Q, at most k]``, best first.
+            rows: int ``[Q, at most k]``, rows of items, -1 for none.
+            k: width of the answers.
+
+        Returns:
+            Scores, float32 ``[Q, k]``, and item ids, string ``[Q, k]``; in places without an item
+            `FLOOR_SCORE` and `EMPTY_ID`.
+        """
+        item_ids = self.item_ids
         missing = [[0, 0], [0, k - tf.shape(scores)[1]]]
         scores = tf.pad(scores, missing, constant_values=FLOOR_SCORE)  # [Q, k]
         rows = tf.pad(rows, missing, constant_values=-1)

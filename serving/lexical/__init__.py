@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from serving.lexical.fusion import fuse, fused_top_k
+from serving.lexical.hybrid_search import HybridSearch
 from serving.lexical.lexical_index import LexicalIndex
 
-__all__ = ["LexicalIndex", "fuse", "fused_top_k"]
+__all__ = ["HybridSearch", "LexicalIndex", "fuse", "fused_top_k"]

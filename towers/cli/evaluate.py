@@ -9,6 +9,13 @@ from typing import Any
 import click
 
 from towers.cli.item_vectors import PRECISIONS, item_vectors
+from towers.cli.lexical import (
+    Lexical,
+    hybrid_top_k,
+    lexical_fields,
+    lexical_option,
+    lexical_weight,
+)
 from towers.cli.output import emit, json_option, progress_bar, say
 from towers.errors import InputError
 
@@ -34,6 +41,7 @@ def _gains(context: click.Context, option: click.Parameter, value: str | None) -
     "--depth", type=click.IntRange(1), default=100, show_default=True, help="Items a query."
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Folder for per-query results.")
+@lexical_option("As trained if absent.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
 @click.option("--strict", is_flag=True, help="Refuse interactions with unknown items.")
 @json_option
@@ -47,6 +55,7 @@ def command(
     run_file: Path | None,
     depth: int,
     report: Path | None,
+    lexical: Lexical,
     precision: str,
     strict: bool,
     as_json: bool,
@@ -77,16 +86,27 @@ def command(
     items = item_vectors(model, retriever, render_items(retriever.template, products), precision)
     with progress_bar(f"Encoding {len(judgements.queries):,} queries") as progress:
         queries = retriever.encode_queries(judgements.queries, progress=progress)
-    scores, rows = top_k(queries, items, max(depth, *cutoffs))
+    weight = lexical_weight(run_folder.config.lexical if lexical is None else lexical)
+    deepest = max(depth, *cutoffs)
+    if weight:
+        fields = lexical_fields(retriever.template, products)
+        with progress_bar(f"Ranking {len(products):,} items for each query") as progress:
+            scores, rows = hybrid_top_k(
+                judgements.queries, queries, items, fields, weight, deepest, progress
+            )
+    else:
+        scores, rows = top_k(queries, items, deepest)
     run = Run(judgements.queries, rows, scores)
     result = evaluate(run, judgements, products, measures=names, gains=gains, min_grade=min_grade)
+    facts = {**result.as_dict(), "lexical_weight": weight}
     if run_file is not None:
         write_run(run_file, run, products.item_ids, depth=depth)
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
         result.write_per_query(report / "per_query.csv")
-        (report / "metrics.json").write_text(json.dumps(result.as_dict(), indent=2) + "\n", "utf-8")
-    emit(result.as_dict(), as_json, lambda: _report(result.as_dict()))
+        facts_file = report / "metrics.json"
+        facts_file.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    emit(facts, as_json, lambda: _report(facts))
 
 
 def _report(result: dict[str, Any]) -> str:
@@ -96,7 +116,8 @@ def _report(result: dict[str, Any]) -> str:
         spread = "" if interval is None else f"  [{interval[0]:.4f}, {interval[1]:.4f}]"
         lines.append(f"{name:<14} {value['mean']:.4f}{spread}  over {value['queries']} queries")
     lines.append(
-        f"{result['queries']} queries, {result['queries_without_positives']} without a positive; "
+        f"Lexical weight {result['lexical_weight']:g}. {result['queries']} queries, "
+        f"{result['queries_without_positives']} without a positive; "
         "brackets: 95% bootstrap interval over queries"
     )
     return "\n".join(lines)

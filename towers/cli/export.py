@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from towers.cli.item_vectors import PRECISIONS, item_vectors
-from towers.cli.output import emit, json_option, progress_bars
+from towers.cli.lexical import Lexical, lexical_fields, lexical_option, lexical_weight
+from towers.cli.output import emit, json_option, progress_bars, say
 
 if TYPE_CHECKING:
     from serving.export import ExportResult
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--queries", type=click.Path(), help="Interactions file whose queries tune a ScaNN index."
 )
+@lexical_option("As trained if absent.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
 @json_option
 def command(
@@ -40,6 +42,7 @@ def command(
     index: IndexKind,
     k: int,
     queries: str | None,
+    lexical: Lexical,
     precision: str,
     as_json: bool,
 ) -> None:
@@ -56,6 +59,11 @@ def command(
     retriever = run_folder.load_retriever()
     texts = render_items(retriever.template, products)
     vectors = item_vectors(model, retriever, texts, precision)
+    weight = lexical_weight(run_folder.config.lexical if lexical is None else lexical)
+    if index == "scann" and lexical is None:
+        weight = 0.0
+        say("A ScaNN index scores no words: exported without the lexical score")
+    fields = lexical_fields(retriever.template, products) if weight else None
     with progress_bars() as progress:
         result = export_retriever(
             retriever,
@@ -66,6 +74,8 @@ def command(
             k=k,
             item_embeddings=vectors,
             sample_queries=sample,
+            lexical_weight=weight,
+            lexical_fields=fields,
             run_id=run_folder.run_id,
             progress=progress,
         )
@@ -83,5 +93,6 @@ def _report(result: ExportResult) -> str:
         f"{manifest.item_count:,} items in version {result.version}: {result.path}\n"
         f"Index: {manifest.index_kind} ({manifest.index_reason}), "
         f"recall@{manifest.k} {manifest.index_recall:.3f}\n"
+        f"Lexical weight: {manifest.lexical_weight:g}\n"
         f"Loads in {manifest.server}"
     )

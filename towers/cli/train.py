@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from towers.cli.lexical import Lexical, lexical_option
 from towers.cli.output import emit, json_option, progress_bar, say
 
 
@@ -17,6 +18,7 @@ from towers.cli.output import emit, json_option, progress_bar, say
 @click.option("--encoder", help="Installed encoder, checkpoint folder or keras-hub preset.")
 @click.option("--shots", type=int, help="Draw this many positive pairs; all if not given.")
 @click.option("--method", type=click.Choice(["zero-shot", "full"]), help="How to adapt.")
+@lexical_option("auto (the default): what did best on public data; off: cosine alone.")
 @click.option("--min-grade", type=int, help="Lowest grade of a positive pair.")
 @click.option("--item-text", help='Item text, as in "{title}[ by {brand}][. {description}]".')
 @click.option("--epochs", type=int, help="Passes over the pairs, at most.")
@@ -33,6 +35,7 @@ def command(
     encoder: str | None,
     shots: int | None,
     method: str | None,
+    lexical: Lexical,
     min_grade: int | None,
     item_text: str | None,
     epochs: int | None,
@@ -54,6 +57,7 @@ def command(
         config_path,
         shots=shots,
         method=method,
+        lexical=lexical,
         min_grade=min_grade,
         seed=seed,
         encoder={"preset": encoder, "item_template": item_text},

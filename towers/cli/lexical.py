@@ -1,0 +1,112 @@
+"""The lexical score on the command line: its weight and the fields it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+import numpy as np
+
+from towers.item_text import ItemTemplate
+from training.catalog import Catalog
+
+Lexical = str | float | None
+
+_QUERIES_AT_A_TIME = 64
+
+
+class _Weight(click.ParamType):
+    name = "auto|off|WEIGHT"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Lexical:
+        if value in ("auto", "off"):
+            return value
+        try:
+            weight = float(value)
+        except ValueError:
+            weight = -1.0
+        if not 0 <= weight <= 1:
+            self.fail(f"{value!r} is not auto, off or a number from 0 to 1", param, ctx)
+        return weight
+
+
+def lexical_option(default: str) -> Callable[..., Any]:
+    """The option --lexical; `default` says in the help what holds without it."""
+    return click.option(
+        "--lexical",
+        type=_Weight(),
+        help=f"Weight of BM25 in the final score, 0 to 1. {default}",
+    )
+
+
+def lexical_weight(setting: str | float) -> float:
+    """The weight that a setting means."""
+    from serving.lexical.fusion import DEFAULT_WEIGHT
+
+    if isinstance(setting, str):
+        return {"auto": DEFAULT_WEIGHT, "off": 0.0}[setting]
+    return setting
+
+
+def lexical_fields(template: ItemTemplate, catalog: Catalog) -> dict[str, list[str]]:
+    """The texts that the lexical score reads: the columns of the item text, field by field."""
+    return {name: [text or "" for text in catalog.column(name)] for name in template.columns}
+
+
+def hybrid_top_k(
+    queries: list[str],
+    embeddings: np.ndarray,
+    items: np.ndarray,
+    fields: dict[str, list[str]],
+    weight: float,
+    k: int,
+    progress: Callable[[int, int], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks all items for all queries by the fused score, as a served export does.
+
+    Args:
+        queries: texts, ``N`` of them.
+        embeddings: float32 ``[N, d]``, theirs.
+        items: float32 ``[items, d]``.
+        fields: see `lexical_fields`.
+        weight: of the lexical score.
+        k: results a query.
+        progress: told about the progress.
+
+    Returns:
+        Scores float32 and rows int64, ``[N, min(k, items)]``.
+    """
+    import tensorflow as tf
+
+    from serving.lexical import LexicalIndex, fused_top_k
+
+    lexical = LexicalIndex.build(fields)
+    matrix = tf.constant(items)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.string),
+            tf.TensorSpec([None, items.shape[1]], tf.float32),
+        ]
+    )
+    def search(texts: tf.Tensor, vectors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return fused_top_k(
+            texts,
+            vectors,
+            dense_scores=lambda part: tf.matmul(part, matrix, transpose_b=True),
+            lexical_scores=lexical.scores,
+            item_count=len(items),
+            weight=weight,
+            k=k,
+        )
+
+    found = []
+    for start in range(0, len(queries), _QUERIES_AT_A_TIME):
+        part = slice(start, start + _QUERIES_AT_A_TIME)
+        found.append(search(tf.constant(queries[part]), tf.constant(embeddings[part])))
+        progress(min(part.stop, len(queries)), len(queries))
+    scores = np.concatenate([scores.numpy() for scores, _ in found])
+    return scores, np.concatenate([rows.numpy() for _, rows in found]).astype(np.int64)
