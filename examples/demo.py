@@ -53,10 +53,14 @@ def main() -> None:
         "Few-shot adaptation on the shop's training queries",
         *("train", *data, SHOP / "train.csv", "--output", RUN / "adapted"),
     )
-    for title, name in (("zero-shot", "zero"), ("adapted", "adapted")):
+    for title, name, options in (
+        ("zero-shot, the encoder alone", "zero", ("--lexical", "off")),
+        ("zero-shot with the words' score", "zero", ()),
+        ("adapted with the words' score", "adapted", ()),
+    ):
         step(
             f"Quality on queries never seen: {title}",
-            *("evaluate", "--model", RUN / name, *data, SHOP / "test.csv"),
+            *("evaluate", "--model", RUN / name, *data, SHOP / "test.csv", *options),
         )
     step(
         "Export with the index inside",
