@@ -5,6 +5,7 @@ Verbs run in this process where that shows the same; a process of its own costs 
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -198,6 +199,14 @@ BAD_INPUT = {
     "missing interactions": (["--interactions", "{shop}/none.csv"], "none.csv"),
     "missing column": (["--catalog", "{tmp}/no_title.csv"], "no column 'title'"),
     "unknown format": (["--catalog", "{tmp}/catalog.xlsx"], "unknown file format"),
+    "duplicate id": (["--catalog", "{tmp}/twice.csv"], "'k1' in line 4 is already in line 2"),
+    "empty title": (["--catalog", "{tmp}/empty.csv"], "line 3: column 'title' is empty"),
+    "wrong encoding": (["--catalog", "{tmp}/latin1.csv"], "byte 0xe9 at byte offset 20"),
+    "ragged row": (["--catalog", "{tmp}/ragged.csv"], "line 3: expected 2 columns, found 3"),
+    "truncated gzip": (["--catalog", "{tmp}/cut.csv.gz"], "the gzip file is truncated"),
+    "price is NaN": (["--catalog", "{tmp}/nan.csv"], "line 2: column 'price' is 'NaN'"),
+    "empty query": (["--interactions", "{tmp}/silent.csv"], "line 3: column 'query' is empty"),
+    "unknown item and --strict": (["--interactions", "{tmp}/half.csv", "--strict"], "in line 3"),
     "no positives": (["--interactions", "{tmp}/negatives.csv"], "no positive pair to learn from"),
     "no known item": (["--interactions", "{tmp}/strange.csv"], "zz9"),
     "too many shots": (["--shots", "500"], "cannot draw 500 shots"),
@@ -219,6 +228,15 @@ def test_bad_input_is_2_and_one_line(
 ) -> None:
     (tmp_path / "no_title.csv").write_text("item_id,name\na,b\n")
     (tmp_path / "catalog.xlsx").write_text("")
+    (tmp_path / "twice.csv").write_text("item_id,title\nk1,Kettle\nk2,Pot\nk1,Pan\n")
+    (tmp_path / "empty.csv").write_text("item_id,title\nk1,Kettle\nk2, \n")
+    (tmp_path / "latin1.csv").write_text("item_id,title\nk1,Caf\u00e9\n", "latin-1")
+    (tmp_path / "ragged.csv").write_text("item_id,title\nk1,Kettle\nk2,Pot,20 cm\n")
+    packed = gzip.compress(b"item_id,title\n" + b"".join(b"%d,Mug\n" % i for i in range(999)))
+    (tmp_path / "cut.csv.gz").write_bytes(packed[:-100])
+    (tmp_path / "nan.csv").write_text("item_id,title,price\nk1,Kettle,NaN\n")
+    (tmp_path / "silent.csv").write_text("query,item_id\nboil,k1\n,k2\n")
+    (tmp_path / "half.csv").write_text("query,item_id\nboil,k1\nboil,zz9\n")
     (tmp_path / "negatives.csv").write_text("query,item_id,grade\nboil,k1,0\n")
     (tmp_path / "strange.csv").write_text("query,item_id\nboil,zz9\n")
     (tmp_path / "bad.toml").write_text("[fit]\nepoch = 3\n")
@@ -269,6 +287,26 @@ def test_a_server_that_is_not_there_is_1(towers: Callable[..., Answer]) -> None:
         assert (answer.status, answer.out) == (1, "")
         assert answer.err.startswith("Failed: ")
         assert len(answer.err.strip().splitlines()) == 1
+
+
+def test_a_catalogue_of_one_item_goes_all_the_way(
+    shop: Path, tmp_path: Path, towers: Callable[..., Answer]
+) -> None:
+    catalog, judged = tmp_path / "one.csv", tmp_path / "judged.csv"
+    catalog.write_text("item_id,title\nk1,Kettle\n")
+    judged.write_text("query,item_id\nboil water,k1\n")
+    files = ("--catalog", catalog, "--interactions", judged)
+    config = ("--config", shop / "config.toml", "--epochs", 1)
+    assert towers("train", *files, "--output", tmp_path / "run", *config).status == 0
+    answer = towers("evaluate", "--model", tmp_path / "run", *files, "--json")
+    assert json.loads(answer.out)["measures"]["nDCG@10"]["mean"] == 1
+    answer = towers(  # k is larger than the catalogue: rows are padded
+        *("export", "--model", tmp_path / "run", "--catalog", catalog, "--k", 20),
+        *("--output", tmp_path / "saved_models" / "one", "--json"),
+    )
+    assert answer.status == 0, answer.err
+    facts = json.loads(answer.out)
+    assert (facts["item_count"], facts["k"]) == (1, 20)
 
 
 # What ends a verb
