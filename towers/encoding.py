@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]
 # enough for the activations to stay in a CPU's cache (measured: benchmarks/encoding.py).
 BATCH_TOKENS = 2048
 _TOKENISE_ROWS = 4096
-_WIDTH_STEP = 8
+WIDTH_STEP = 8
 
 
 class BatchEncoder:
@@ -40,7 +40,9 @@ class BatchEncoder:
     ) -> None:
         self.encoder = encoder if dtype is None else encoder.with_dtype(dtype)
         self.tokenizer = tokenizer
+        self._width_step = WIDTH_STEP
         if keras.backend.backend() == "tensorflow":
+            self._width_step = 1  # one graph serves all widths: padding would be all loss
             ids = tf.TensorSpec([None, None], tf.int32)
             self._forward: Callable[[dict[str, Any]], Any] = tf.function(
                 lambda inputs: self.encoder(inputs, training=False),
@@ -73,7 +75,12 @@ class BatchEncoder:
         # Longest first: the peak of memory comes at once, not after an hour.
         order = np.argsort(-lengths, kind="stable")
         for rows in _batches(order, lengths):
-            batch = padded([sequences[row] for row in rows], max_length, self.tokenizer.pad_id)
+            batch = padded(
+                [sequences[row] for row in rows],
+                max_length,
+                self.tokenizer.pad_id,
+                self._width_step,
+            )
             vectors[rows] = keras.ops.convert_to_numpy(self._forward(batch))
             done += len(rows)
             if progress is not None:
@@ -97,17 +104,19 @@ def token_sequences(
     return sequences
 
 
-def padded(sequences: Sequence[np.ndarray], max_length: int, pad_id: int) -> dict[str, np.ndarray]:
+def padded(
+    sequences: Sequence[np.ndarray], max_length: int, pad_id: int, step: int = WIDTH_STEP
+) -> dict[str, np.ndarray]:
     """Stacks token sequences to a batch for `towers.TextEncoder`.
 
-    The width ``T`` is a multiple of 8, so that there are few distinct shapes, but not more than
-    `max_length`: the encoder may not have more positions.
+    The width ``T`` is a multiple of ``step``, so that there are few distinct shapes, but not more
+    than `max_length`: the encoder may not have more positions.
 
     Returns:
         ``token_ids`` and ``padding_mask``, int32 ``[len(sequences), T]``.
     """
     longest = max(len(sequence) for sequence in sequences)
-    width = min(-(-longest // _WIDTH_STEP) * _WIDTH_STEP, max_length)
+    width = min(-(-longest // step) * step, max_length)
     token_ids = np.full((len(sequences), width), pad_id, np.int32)
     mask = np.zeros_like(token_ids)
     for row, sequence in enumerate(sequences):
