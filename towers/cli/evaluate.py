@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import click
 
-from towers.cli.item_vectors import PRECISIONS, item_vectors
+from towers.cli.item_vectors import item_vectors, precision_option
 from towers.cli.lexical import (
     Lexical,
     hybrid_top_k,
@@ -24,9 +25,12 @@ def _gains(context: click.Context, option: click.Parameter, value: str | None) -
     if value is None:
         return None
     try:
-        return {grade: float(gain) for grade, gain in enumerate(value.split(","))}
-    except ValueError as error:
-        raise click.BadParameter("expected one number a grade, as in 0,1,10,100") from error
+        gains = {grade: float(gain) for grade, gain in enumerate(value.split(","))}
+    except ValueError:
+        gains = {}
+    if not gains or not all(0 <= gain < math.inf for gain in gains.values()):
+        raise click.BadParameter("expected a number of 0 or more a grade, as in 0,1,10,100")
+    return gains
 
 
 @click.command("evaluate", short_help="Measure retrieval quality over the whole catalogue.")
@@ -35,14 +39,20 @@ def _gains(context: click.Context, option: click.Parameter, value: str | None) -
 @click.option("--interactions", required=True, type=click.Path(), help="Judged queries.")
 @click.option("--measures", help="Comma-separated, as in nDCG@10,R(rel=2)@100,RR@10.")
 @click.option("--gains", callback=_gains, help="nDCG gain of grades 0,1,...; the grades if absent.")
-@click.option("--min-grade", type=int, default=1, show_default=True, help="Lowest relevant grade.")
+@click.option(
+    "--min-grade",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Lowest relevant grade.",
+)
 @click.option("--run-file", type=click.Path(path_type=Path), help="Write a TREC run file.")
 @click.option(
     "--depth", type=click.IntRange(1), default=100, show_default=True, help="Items a query."
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Folder for per-query results.")
 @lexical_option("As trained if absent.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
+@precision_option
 @click.option("--strict", is_flag=True, help="Refuse interactions with unknown items.")
 @json_option
 def command(
@@ -80,6 +90,9 @@ def command(
     judgements = Interactions.read(interactions, products, strict=strict)
     if judgements.unknown_items.rows:
         say(f"left out: {judgements.unknown_items}")
+    judgements.require_positives(min_grade)
+    if run_file is not None and run_file.is_dir():
+        raise InputError(f"--run-file {run_file} is a folder; name a file")
     if report is not None and report.exists() and not report.is_dir():
         raise InputError(f"--report {report} is a file; name a folder")
     retriever = run_folder.load_retriever()
@@ -98,7 +111,7 @@ def command(
         scores, rows = top_k(queries, items, deepest)
     run = Run(judgements.queries, rows, scores)
     result = evaluate(run, judgements, products, measures=names, gains=gains, min_grade=min_grade)
-    facts = {**result.as_dict(), "lexical_weight": weight}
+    facts = {**result.as_dict(), "lexical_weight": weight, "precision": precision}
     if run_file is not None:
         write_run(run_file, run, products.item_ids, depth=depth)
     if report is not None:

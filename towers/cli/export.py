@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from towers.cli.item_vectors import PRECISIONS, item_vectors
+from towers.cli.item_vectors import item_vectors, precision_option
 from towers.cli.lexical import Lexical, lexical_fields, lexical_option, lexical_weight
 from towers.cli.output import emit, json_option, progress_bars, say
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     "--queries", type=click.Path(), help="Interactions file whose queries tune a ScaNN index."
 )
 @lexical_option("As trained if absent.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
+@precision_option
 @json_option
 def command(
     model: Path,

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import numpy as np
 
 from towers.cli.output import progress_bar
@@ -13,12 +14,21 @@ from towers.encoding import fast_dtype
 from towers.retriever import Retriever
 from training.atomic_file import atomic_file
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "auto")
 _CACHE = "item_vectors"
+
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="float32",
+    show_default=True,
+    help="Of encoding the catalogue. bfloat16 is faster where the processor has it and moves "
+    "scores by up to .005; auto uses it there.",
+)
 
 
 def item_vectors(
-    model_folder: Path, retriever: Retriever, texts: Sequence[str], precision: str = "auto"
+    model_folder: Path, retriever: Retriever, texts: Sequence[str], precision: str
 ) -> np.ndarray:
     """Encodes item texts, or reads the vectors where the same towers encoded the same texts before.
 
