@@ -119,6 +119,7 @@ class ItemIndex(TopK):
             ValueError: `index` has not been called.
             InputError: the queries are not a matrix.
         """
+        self._indexed_identifiers()  # before the queries are looked at: there may be no index yet
         k = self._k if k is None else k
         if self.query_model is not None:
             queries = self.query_model(queries)

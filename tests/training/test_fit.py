@@ -206,7 +206,7 @@ def test_training_that_does_harm_is_undone(
     recipe = RECIPE.model_copy(update={"learning_rate": 10.0, "warmup": 0.0, "held_out": 0.5})
     result = adapt(retriever, only, only.catalog.column("title"), recipe, folder=tmp_path / "run")
     assert result.held_out[0] == 1.0
-    assert max(result.held_out[1:]) < 1.0
+    assert min(result.held_out[1:]) < 1.0  # it did harm; and nothing can beat 1
     assert result.best_epoch == 0
     assert_equal_weights(weights_of(result.retriever), weights_of(retriever))
     assert result.retriever.fingerprint() == retriever.fingerprint()

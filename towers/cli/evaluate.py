@@ -29,7 +29,7 @@ def _gains(context: click.Context, option: click.Parameter, value: str | None) -
     except ValueError:
         gains = {}
     if not gains or not all(0 <= gain < math.inf for gain in gains.values()):
-        raise click.BadParameter("expected a number of 0 or more a grade, as in 0,1,10,100")
+        raise click.BadParameter("expected one number a grade, 0 or more, as in 0,1,10,100")
     return gains
 
 
