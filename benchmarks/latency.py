@@ -38,7 +38,7 @@ def main() -> None:
     vectors = retriever.encode_items(texts, dtype=fast_dtype())
     rows = []
     searches: tuple[tuple[str, IndexKind, float], ...] = (
-        ("hybrid, exact (default)", "exact", DEFAULT_WEIGHT),
+        ("hybrid, exact", "exact", DEFAULT_WEIGHT),
         ("towers alone, exact", "exact", 0.0),
         ("towers alone, scann", "scann", 0.0),
     )

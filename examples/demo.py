@@ -54,9 +54,9 @@ def main() -> None:
         *("train", *data, SHOP / "train.csv", "--output", RUN / "adapted"),
     )
     for title, name, options in (
-        ("zero-shot, the encoder alone", "zero", ("--lexical", "off")),
-        ("zero-shot with the words' score", "zero", ()),
-        ("adapted with the words' score", "adapted", ()),
+        ("zero-shot", "zero", ()),
+        ("adapted", "adapted", ()),
+        ("adapted, a little of the words' score", "adapted", ("--lexical", 0.1)),
     ):
         step(
             f"Quality on queries never seen: {title}",

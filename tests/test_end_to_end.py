@@ -49,6 +49,7 @@ def shop(
     train = towers(
         *("train", *data, SHOP / "train.csv", "--output", base / "run", "--encoder", encoder),
         *("--config", config, "--epochs", 1, "--learning-rate", 1e-3, "--shots", 64),
+        *("--lexical", "auto"),
     )
     export = towers(
         *("export", "--model", base / "run", "--catalog", SHOP / "catalog.csv"),

@@ -98,7 +98,7 @@ class TrainConfig(_Section):
     method: Method = "full"
     shots: int | None = Field(None, ge=1)
     min_grade: int = Field(1, ge=1)
-    lexical: Literal["auto", "off"] | Annotated[float, Field(ge=0, le=1)] = "auto"
+    lexical: Literal["auto", "off"] | Annotated[float, Field(ge=0, le=1)] = "off"
     seed: int = Field(0, ge=0)
     encoder: EncoderConfig = EncoderConfig()
     fit: FitConfig = FitConfig()

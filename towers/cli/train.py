@@ -18,7 +18,7 @@ from towers.cli.output import emit, json_option, progress_bar, say
 @click.option("--encoder", help="Installed encoder, checkpoint folder or keras-hub preset.")
 @click.option("--shots", type=int, help="Draw this many positive pairs; all if not given.")
 @click.option("--method", type=click.Choice(["zero-shot", "full"]), help="How to adapt.")
-@lexical_option("auto (the default): what did best on public data; off: cosine alone.")
+@lexical_option("off (the default): cosine alone; auto: .6, best on public data.")
 @click.option("--min-grade", type=int, help="Lowest grade of a positive pair.")
 @click.option("--item-text", help='Item text, as in "{title}[ by {brand}][. {description}]".')
 @click.option("--epochs", type=int, help="Passes over the pairs, at most.")
