@@ -7,7 +7,11 @@ import os
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # before TFRS is imported anywhere
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from collections.abc import Callable
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +56,45 @@ TINY_CATALOG = {
         "Refillable, with a safety lock.",
     ],
 }
+
+
+class ServerProcess:
+    """`towers serve` in a process of its own, on free ports.
+
+    Attributes:
+        process: the process; what it prints later can be read from its stdout.
+        printed: what it printed until it was ready.
+        grpc: HOST:PORT of its gRPC API.
+        rest: http://HOST:PORT of its REST API.
+    """
+
+    def __init__(self, base: Path, *options: object) -> None:
+        where = ("--model-base-path", base, "--host", "127.0.0.1", "--port", 0, "--rest-port", 0)
+        command = [sys.executable, "-m", "towers", "serve", *map(str, (*where, *options))]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.printed = ""
+        for line in self.process.stdout:
+            self.printed += line
+            if line == "Ready\n":
+                break
+        self.grpc = re.search(r"gRPC on (127\.0\.0\.1:\d+)\n", self.printed)[1]
+        self.rest = re.search(r"REST on (http://127\.0\.0\.1:\d+)/v1/models/", self.printed)[1]
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Iterator[Callable[..., ServerProcess]]:
+    """Starts `towers serve` on a model's folder; what a test leaves running ends with the tests."""
+    started: list[ServerProcess] = []
+
+    def start(base: Path, *options: object) -> ServerProcess:
+        started.append(ServerProcess(base, *options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.process.kill()
+        server.process.wait()
+        server.process.stdout.close()
 
 
 @pytest.fixture(scope="session")

@@ -60,25 +60,12 @@ def shop(
 
 
 @pytest.fixture(scope="module")
-def server(shop: dict[str, Any]) -> Iterator[dict[str, int]]:
+def server(shop: dict[str, Any], start_server: Callable[..., Any]) -> Iterator[Any]:
     """`towers serve` on free ports."""
-    command = [sys.executable, "-m", "towers", "serve", "--host", "127.0.0.1", "--port", "0"]
-    command += ["--rest-port", "0", "--model-base-path", str(shop["base"] / "saved_models" / NAME)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    ports = {}
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("gRPC on "):
-            ports["grpc"] = int(line.rpartition(":")[2])
-        elif line.startswith("REST on "):
-            ports["rest"] = int(line.split("/v1/")[0].rpartition(":")[2])
-        elif line.startswith("Ready"):
-            break
-    yield ports
-    process.terminate()
-    assert process.wait(timeout=60) == 0
+    server = start_server(shop["base"] / "saved_models" / NAME)
+    yield server
+    server.process.terminate()
+    assert server.process.wait(timeout=60) == 0
 
 
 def test_training_reports_what_it_did(shop: dict[str, Any]) -> None:
@@ -103,7 +90,7 @@ def test_evaluation_covers_the_whole_catalogue(shop: dict[str, Any], tmp_path: P
 
 
 def test_all_ways_to_ask_give_the_same_answer(
-    shop: dict[str, Any], server: dict[str, int], golden_texts: list[str]
+    shop: dict[str, Any], server: Any, golden_texts: list[str]
 ) -> None:
     catalog = Catalog.read(SHOP / "catalog.csv")
     retriever = Retriever.load(shop["base"] / "run" / "model")
@@ -130,7 +117,7 @@ def test_all_ways_to_ask_give_the_same_answer(
     request = predict_pb2.PredictRequest()
     request.model_spec.name = NAME
     request.inputs["query"].CopyFrom(tf.make_tensor_proto(golden_texts))
-    with grpc.insecure_channel(f"localhost:{server['grpc']}") as channel:
+    with grpc.insecure_channel(server.grpc) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         outputs = stub.Predict(request, timeout=60).outputs
     ids = decoded(tf.make_ndarray(outputs["item_ids"]))
@@ -138,18 +125,18 @@ def test_all_ways_to_ask_give_the_same_answer(
     np.testing.assert_array_equal(ids, saved_ids)
 
     body = json.dumps({"inputs": {"query": golden_texts}}).encode()
-    url = f"http://localhost:{server['rest']}/v1/models/{NAME}:predict"
+    url = f"{server.rest}/v1/models/{NAME}:predict"
     with urllib.request.urlopen(urllib.request.Request(url, body), timeout=60) as response:
         outputs = json.load(response)["outputs"]
     check(np.array(outputs["item_ids"]), np.array(outputs["scores"]))
     np.testing.assert_array_equal(outputs["item_ids"], saved_ids)
 
 
-def test_the_query_verb_asks_over_both_transports(server: dict[str, int]) -> None:
+def test_the_query_verb_asks_over_both_transports(server: Any) -> None:
     catalog = SHOP / "catalog.csv"
     ask = ("query", "kettle", "--model", NAME, "--k", 3, "--catalog", catalog)
-    over_grpc = towers(*ask, "--server", f"localhost:{server['grpc']}")
-    over_rest = towers(*ask, "--rest", "--server", f"localhost:{server['rest']}")
+    over_grpc = towers(*ask, "--server", server.grpc)
+    over_rest = towers(*ask, "--rest", "--server", server.rest)
     assert len(over_grpc["items"]) == len(over_rest["items"]) == 3
     for one, other in zip(over_grpc["items"], over_rest["items"], strict=True):
         assert one == {**other, "score": pytest.approx(other["score"], abs=1e-6)}
@@ -157,7 +144,7 @@ def test_the_query_verb_asks_over_both_transports(server: dict[str, int]) -> Non
 
 
 def test_a_new_export_is_served_without_a_restart(
-    shop: dict[str, Any], server: dict[str, int], tmp_path: Path
+    shop: dict[str, Any], server: Any, tmp_path: Path
 ) -> None:
     lines = (SHOP / "catalog.csv").read_text().splitlines()
     smaller = tmp_path / "catalog.csv"
@@ -169,7 +156,7 @@ def test_a_new_export_is_served_without_a_restart(
     )
     assert export["version"] == shop["export"]["version"] + 1
     assert export["lexical_weight"] > 0  # what training chose
-    address = f"localhost:{server['grpc']}"
+    address = server.grpc
     for _ in range(60):
         answer = towers("query", "x", "--model", NAME, "--server", address)
         if len(answer["items"]) == 3:

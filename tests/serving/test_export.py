@@ -1,15 +1,11 @@
-"""Exports against NumPy, in this process and in a fresh one; warm-up; bad input; kills."""
+"""Exports against NumPy, in this process and in a fresh one; warm-up; bad input."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +20,9 @@ from serving.export import ExportResult, export_retriever
 from serving.index.item_index import FLOOR_SCORE
 from serving.loading import load_export, uses_scann
 from serving.manifest import SCANN_SERVER, STOCK_SERVER, Manifest
-from serving.versions import list_versions
 from serving.warmup import MAX_RECORDS, WARMUP_FILE
 from towers import InputError, Retriever
 
-_REPOSITORY = Path(__file__).parents[2]
 _SECRET = "where is the present for my wife Zebulina"
 
 
@@ -309,56 +303,3 @@ def test_bad_output_is_found_before_any_work(tiny_retriever: Retriever, tmp_path
         with pytest.raises(InputError):
             export_retriever(tiny_retriever, ["a"], ["one"], output)
     assert os.listdir(tmp_path) == []
-
-
-# Exports until it is killed. Every version holds the hashes of its own files.
-_EXPORTER = """
-import hashlib, json, sys
-from pathlib import Path
-import serving.export
-from serving.manifest import Manifest
-from towers import Retriever
-
-write = Manifest.write
-def write_with_hashes(self, folder):
-    write(self, folder)
-    files = [file for file in Path(folder).rglob("*") if file.is_file()]
-    hashes = {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-    (Path(folder) / "hashes.json").write_text(json.dumps(hashes))
-Manifest.write = write_with_hashes
-
-retriever = Retriever.load(sys.argv[1])
-print("ready", flush=True)
-while True:
-    serving.export.export_retriever(retriever, ["a", "b"], ["red mug", "kettle"], sys.argv[2])
-"""
-
-
-@pytest.mark.slow
-def test_a_real_export_killed_shows_no_half_version(
-    tiny_retriever: Retriever, tmp_path: Path
-) -> None:
-    tiny_retriever.save(tmp_path / "run")
-    base = tmp_path / "shop"
-    moments = random.Random(3)
-    for _ in range(3):
-        exporter = subprocess.Popen(
-            [sys.executable, "-c", _EXPORTER, str(tmp_path / "run"), str(base)],
-            cwd=_REPOSITORY,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert exporter.stdout is not None
-        assert exporter.stdout.readline() == "ready\n"
-        time.sleep(moments.uniform(3, 20))
-        exporter.send_signal(signal.SIGKILL)
-        exporter.wait()
-        numbered = [path for path in base.iterdir() if path.name.isdigit()]
-        assert sorted(int(path.name) for path in numbered) == list_versions(base)
-        for version in numbered:
-            for name, digest in json.loads((version / "hashes.json").read_text()).items():
-                assert hashlib.sha256((version / name).read_bytes()).hexdigest() == digest
-    result = export_retriever(tiny_retriever, ["a", "b"], ["red mug", "kettle"], base)
-    assert result.version == list_versions(base)[-1]
-    assert all(path.name.isdigit() for path in base.iterdir())
-    load_export(result.path)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import grpc
 import pytest
@@ -19,32 +15,12 @@ from serving.client import RetrievalClient, ServingError
 from serving.server.server import ModelServer
 from towers.errors import InputError
 
-RUN = """
-import sys
-from serving.server.server import run_server
-run_server(sys.argv[1], host="127.0.0.1", port=0, rest_port=0, poll_seconds=0.1)
-"""
 
-
-class ServerProcess:
-    """A `run_server` in a process of its own, with the ports it printed."""
-
-    def __init__(self, base: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", RUN, str(base)], stdout=subprocess.PIPE, text=True
-        )
-        self.printed = ""
-        for line in self.process.stdout:
-            self.printed += line
-            if line == "Ready\n":
-                break
-        self.grpc = re.search(r"gRPC on (127\.0\.0\.1:\d+)\n", self.printed)[1]
-        self.rest = re.search(r"REST on (http://127\.0\.0\.1:\d+)/v1/models/", self.printed)[1]
-
-
-def test_a_process_serves_until_sigterm_and_answers_what_it_was_asked(tmp_path, publish):
+def test_a_process_serves_until_sigterm_and_answers_what_it_was_asked(
+    tmp_path, publish, start_server
+):
     publish(tmp_path / "shop", 1)
-    server = ServerProcess(tmp_path / "shop")
+    server = start_server(tmp_path / "shop")
     assert "Model shop: version 1 is served\n" in server.printed
     for transport, address in (("grpc", server.grpc), ("rest", server.rest)):
         with RetrievalClient(address, model="shop", transport=transport) as client:
@@ -67,9 +43,9 @@ def test_a_process_serves_until_sigterm_and_answers_what_it_was_asked(tmp_path, 
         client.status()
 
 
-def test_a_process_may_start_without_a_version(tmp_path, publish):
+def test_a_process_may_start_without_a_version(tmp_path, start_server):
     (tmp_path / "shop").mkdir()
-    server = ServerProcess(tmp_path / "shop")
+    server = start_server(tmp_path / "shop")
     assert "no version to serve" in server.printed
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(timeout=30) == 0
