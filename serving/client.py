@@ -19,6 +19,7 @@ _TRANSPORTS: dict[str, type[GrpcTransport] | type[RestTransport]] = {
     "grpc": GrpcTransport,
     "rest": RestTransport,
 }
+_MAX_TIMEOUT = 86_400  # gRPC gives up at once where a deadline is too far away for its clock
 
 
 class Hit(NamedTuple):
@@ -74,16 +75,17 @@ class RetrievalClient:
           address: `HOST:PORT`; for REST also a URL, `http://HOST:PORT`.
           model: The name the model is served under.
           transport: "grpc" or "rest".
-          timeout: How many seconds a call may take.
+          timeout: How many seconds a call may take, at most a day's.
 
         Raises:
-          InputError: There is no such transport, or the address is not one for it.
+          InputError: There is no such transport, the address is not one for it, or the timeout is
+            out of its range.
         """
         if transport not in _TRANSPORTS:
             raise InputError(f"transport is {transport!r}; it has to be 'grpc' or 'rest'.")
-        if transport == "grpc" and address.startswith(("http://", "https://")):
+        if not 0 < timeout <= _MAX_TIMEOUT:
             raise InputError(
-                f"{address} is a REST address: pass transport='rest', or HOST:PORT for gRPC."
+                f"the timeout is {timeout} s; it has to be above 0 and at most {_MAX_TIMEOUT:,} s."
             )
         self._transport = _TRANSPORTS[transport](address, model, timeout)
 

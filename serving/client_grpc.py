@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from serving.client_address import grpc_address
 from serving.client_error import ServingError
 from serving.client_messages import (
     GetModelStatusRequest,
@@ -34,7 +35,7 @@ class GrpcTransport:
         """Makes a transport; the connection is opened by the first call."""
         self._model = model
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(address, options=_UNLIMITED)
+        self._channel = grpc.insecure_channel(grpc_address(address), options=_UNLIMITED)
         self._predict = self._channel.unary_unary(
             "/tensorflow.serving.PredictionService/Predict",
             request_serializer=PredictRequest.SerializeToString,

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import numpy as np
 import urllib3
 
+from serving.client_address import rest_url
 from serving.client_error import ServingError
 
 _CODES = {
@@ -34,8 +35,7 @@ class RestTransport:
 
     def __init__(self, address: str, model: str, timeout: float) -> None:
         """Makes a transport; the connection is opened by the first call."""
-        base = address if "://" in address else f"http://{address}"
-        self._url = f"{base.rstrip('/')}/v1/models/{quote(model, safe='')}"
+        self._url = f"{rest_url(address)}/v1/models/{quote(model, safe='')}"
         self._pool = urllib3.PoolManager(
             maxsize=_MAX_IDLE_CONNECTIONS, timeout=urllib3.Timeout(total=timeout), retries=False
         )

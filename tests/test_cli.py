@@ -280,6 +280,14 @@ def test_no_export_to_ask(
     assert "name the model with --model" in answer.err
 
 
+@pytest.mark.parametrize("options", [["--server", "localhost"], ["--rest", "--server", "x:y"]])
+def test_what_is_no_server_address_is_2(options: list[str], towers: Callable[..., Answer]) -> None:
+    answer = towers("query", "kettle", "--model", "shop", *options)
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.err.startswith(f"Error: '{options[-1]}' is not the address of a ")
+    assert "expected HOST:PORT" in answer.err
+
+
 def test_a_server_that_is_not_there_is_1(towers: Callable[..., Answer]) -> None:
     arguments = ["query", "kettle", "--model", "shop", "--server", "localhost:1", "--timeout", "2"]
     for transport in ([], ["--rest"]):

@@ -75,6 +75,8 @@ class ModelServer:
         """
         base_path = Path(model_base_path)
         _check_base_path(base_path)
+        _check_port(port)
+        _check_port(rest_port)
         if poll_seconds <= 0:
             raise InputError(f"the poll interval is {poll_seconds} s; it has to be above 0.")
         workers = workers or 4 * (os.cpu_count() or 1)
@@ -207,12 +209,17 @@ def _check_base_path(base_path: Path) -> None:
         )
 
 
+def _check_port(port: int) -> None:
+    if not 0 <= port <= 65_535:  # gRPC would take the remainder
+        raise InputError(f"{port} is not a port; a port is from 0, any that is free, to 65535.")
+
+
 def _bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
         raise InputError(f"cannot listen on {host}:{port} for REST: {error}") from error
     return listener

@@ -110,9 +110,53 @@ def test_a_server_that_never_answers_is_a_deadline(transport):
     assert raised.value.code == "DEADLINE_EXCEEDED"
 
 
-def test_addresses_and_transports_are_checked():
-    with pytest.raises(InputError, match="transport='rest'"):
-        RetrievalClient("http://localhost:8501", model="shop")
+NO_ADDRESSES = [
+    *("", "localhost", "localhost:", ":8500", "8500", "localhost:abc", "localhost:8500 ", " a:1"),
+    *("localhost:0", "localhost:-1", "localhost:65536", "localhost:99999", "localhost:8500/x"),
+    *("my host:8500", "user@localhost:8500", "::1:8500", "[::1]", "[::1:8500", "localhost:٨"),
+    *("localhost:8500\n", "ftp://localhost:8500", "http://", "http://:8501", "http://localhost:x"),
+    *(
+        "http://localhost:99999",
+        "http://localhost:0",
+        "http://[::1:1",
+        "http://a b:1",
+        "http://a?b",
+    ),
+]
+
+
+@pytest.mark.parametrize("transport", ["grpc", "rest"])
+@pytest.mark.parametrize("address", NO_ADDRESSES)
+def test_what_is_no_address_is_told_what_one_is(address, transport):
+    with pytest.raises(InputError) as raised:
+        RetrievalClient(address, model="shop", transport=transport)
+    assert str(raised.value).startswith(f"{address!r} is not the address of a ")
+    assert "expected HOST:PORT" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost:8500", "127.0.0.1:1", "[::1]:65535", "my_host.lan:80"]
+)
+@pytest.mark.parametrize("transport", ["grpc", "rest"])
+def test_addresses(address, transport):
+    RetrievalClient(address, model="shop", transport=transport).close()
+
+
+@pytest.mark.parametrize("address", ["http://localhost:8501", "https://shop.example/search/"])
+def test_urls_are_for_rest(address):
+    RetrievalClient(address, model="shop", transport="rest").close()
+    with pytest.raises(InputError, match="a URL is for REST: transport='rest', --rest"):
+        RetrievalClient(address, model="shop")
+
+
+@pytest.mark.parametrize("transport", ["grpc", "rest"])
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf"), 1e300])
+def test_timeouts_no_clock_can_hold_are_refused(timeout, transport):
+    with pytest.raises(InputError, match=r"above 0 and at most 86,400 s"):
+        RetrievalClient("localhost:1", model="shop", transport=transport, timeout=timeout)
+
+
+def test_transports_are_checked():
     with pytest.raises(InputError, match="'grpc' or 'rest'"):
         RetrievalClient(model="shop", transport="soap")
 

@@ -89,6 +89,12 @@ def test_a_busy_port_is_an_input_error(tmp_path, publish):
             ModelServer(tmp_path / "shop", rest_port=port)
 
 
+@pytest.mark.parametrize("ports", [{"port": 65536}, {"rest_port": 99999}, {"port": -1}])
+def test_what_is_no_port_is_an_input_error(tmp_path, ports):
+    with pytest.raises(InputError, match="is not a port"):
+        ModelServer(tmp_path, **ports)
+
+
 def test_a_wrong_folder_is_an_input_error(tmp_path, publish):
     version = publish(tmp_path / "shop", 1)
     with pytest.raises(InputError, match="there is no folder"):
