@@ -21,6 +21,7 @@ from towers.errors import InputError
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _DRAFT_PREFIX = ".tmp-"
+_MAX_VERSION = 2**63 - 1  # int64 in TensorFlow Serving's messages
 
 
 @dataclass
@@ -72,19 +73,22 @@ def new_version(base: str | Path) -> Iterator[Draft]:
         os.close(lock)
 
 
-def list_versions(base: str | Path) -> list[int]:
-    """The complete versions under `base`, ascending; empty if there is no such folder."""
+def version_folders(base: str | Path) -> dict[int, Path]:
+    """The complete versions under `base`, ascending; empty if there is no such folder.
+
+    As in TensorFlow Serving, a name may begin with zeros (`007` is version 7), a version is at most
+    2^63 - 1, and of two folders with one number (`7`, `007`) the last in alphabetical order counts.
+    """
     try:
         names = os.listdir(base)
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(
-        int(name)
-        for name in names
-        if _is_number(name)
-        and name == str(int(name))  # "007" would be listed, and looked for, as 7
-        and (Path(base) / name / "saved_model.pb").is_file()
-    )
+        return {}
+    folders = {}
+    for name in sorted(names):
+        version, folder = _version(name), Path(base) / name
+        if version is not None and (folder / "saved_model.pb").is_file():
+            folders[version] = folder
+    return dict(sorted(folders.items()))
 
 
 def check_model_folder(base: str | Path) -> None:
@@ -99,7 +103,7 @@ def check_model_folder(base: str | Path) -> None:
         raise InputError(
             f"{name!r} is not a model name ({base}): use letters, digits, '_', '.' and '-'."
         )
-    if _is_number(name):
+    if _version(name) is not None:
         raise InputError(
             f"{base} looks like a version, not like a model: name the folder above the versions, "
             "such as saved_models/NAME."
@@ -108,8 +112,12 @@ def check_model_folder(base: str | Path) -> None:
         raise InputError(f"{base} is a file; the versions of a model need a folder.")
 
 
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdigit()
+def _version(name: str) -> int | None:
+    """The version whose folder is named so; None where the name is not a version's."""
+    if not (name.isascii() and name.isdigit()):
+        return None
+    version = int(name)
+    return version if version <= _MAX_VERSION else None
 
 
 def _make_workspace(base: Path) -> tuple[Path, int]:
@@ -160,7 +168,8 @@ def _claim(draft: Path, base: Path) -> int:
     same number one fails here, and takes the next.
     """
     while True:
-        version = 1 + max((int(name) for name in os.listdir(base) if _is_number(name)), default=0)
+        taken = (_version(name) for name in os.listdir(base))
+        version = 1 + max((number for number in taken if number is not None), default=0)
         try:
             os.rename(draft, base / str(version))
         except OSError:

@@ -10,7 +10,7 @@ from serving.server.model_versions import ModelVersions
 from serving.server.servable import Servable
 from serving.server.status import StatusError
 from serving.server.warmup import warm_up
-from serving.versions import list_versions
+from serving.versions import version_folders
 
 _log = logging.getLogger(__name__)
 
@@ -64,20 +64,19 @@ class ModelWatcher:
                 _log.exception("model %s: could not look for versions", self._versions.name)
 
     def _poll(self) -> None:
-        on_disk = list_versions(self._base_path)
+        on_disk = version_folders(self._base_path)
         self._versions.forget_ended(keep=on_disk)
         self._failed = {v: files for v, files in self._failed.items() if v in on_disk}
         serving = self._versions.newest
-        for version in sorted(on_disk, reverse=True):
+        for version, path in reversed(on_disk.items()):
             if version == serving:
                 return
-            if self._load(version):
+            if self._load(version, path):
                 if serving is not None:
                     self._versions.retire(serving)
                 return
 
-    def _load(self, version: int) -> bool:
-        path = self._base_path / str(version)
+    def _load(self, version: int, path: Path) -> bool:
         files = _files(path)
         if self._failed.get(version) == files:
             return False

@@ -277,6 +277,19 @@ def test_a_broken_newest_version_at_start_does_not_hide_the_one_before(base, pub
         assert ended_with_error(client, 2)
 
 
+def test_a_folder_named_with_zeros_is_its_number(base, publish, shop_export):
+    publish(base, 1)
+    with ModelServer(base, poll_seconds=POLL) as server:
+        client = Client(server)
+        shutil.copytree(shop_export(7), base / ".tmp-7")
+        (base / ".tmp-7").rename(base / "007")
+        wait_until(lambda: client.predict() == 7)
+        assert client.predict(version=7) == 7
+        assert client.states()[7] == ("AVAILABLE", "")
+        publish(base, 8)
+        wait_until(lambda: client.predict() == 8)
+
+
 def test_deleting_the_newest_version_rolls_back_and_deleting_all_does_not(base, publish):
     publish(base, 1)
     publish(base, 2)

@@ -31,7 +31,7 @@ def _publish(base: Path, text: str = "graph") -> int:
 def test_versions_count_up_from_one(tmp_path: Path) -> None:
     base = tmp_path / "deep" / "shop"
     assert [_publish(base, text) for text in "abc"] == [1, 2, 3]
-    assert versions.list_versions(base) == [1, 2, 3]
+    assert list(versions.version_folders(base)) == [1, 2, 3]
     assert (base / "2" / "variables" / "data").read_text() == "b"
     assert sorted(os.listdir(base)) == ["1", "2", "3"]
 
@@ -41,7 +41,7 @@ def test_the_draft_is_invisible_until_the_end(tmp_path: Path) -> None:
     with versions.new_version(base) as draft:
         (draft.path / "saved_model.pb").touch()
         assert draft.version is None
-        assert versions.list_versions(base) == []
+        assert versions.version_folders(base) == {}
         assert not any(name.isdigit() for name in os.listdir(base))
     assert draft.path == base / "1"
 
@@ -55,18 +55,34 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
 
 def test_other_names_are_neither_listed_nor_overwritten(tmp_path: Path) -> None:
     base = tmp_path / "shop"
-    for name in ("latest", "1.5", "-2", "٣", "03"):
+    for name in ("latest", "1.5", "-2", "٣", " 3", "+3", str(2**63)):
         (base / name).mkdir(parents=True)
         (base / name / "saved_model.pb").touch()
     (base / "4").mkdir()  # no graph inside
     (base / "5").touch()  # a file
-    assert versions.list_versions(base) == []
+    assert versions.version_folders(base) == {}
     assert _publish(base) == 6
-    assert versions.list_versions(base) == [6]
+    assert versions.version_folders(base) == {6: base / "6"}
+
+
+def test_names_are_read_as_tensorflow_serving_reads_them(tmp_path: Path) -> None:
+    base = tmp_path / "shop"
+    for name in ("007", "07", "0", "12", "0012", str(2**63 - 1)):
+        (base / name).mkdir(parents=True)
+        (base / name / "saved_model.pb").touch()
+    (base / "7").mkdir()  # no graph inside: does not hide the others
+    found = versions.version_folders(base)
+    names = {0: "0", 7: "07", 12: "12", 2**63 - 1: str(2**63 - 1)}
+    assert list(found.items()) == [(version, base / name) for version, name in names.items()]
+
+
+def test_the_next_version_follows_one_with_zeros_before_it(tmp_path: Path) -> None:
+    (tmp_path / "shop" / "007").mkdir(parents=True)
+    assert _publish(tmp_path / "shop") == 8
 
 
 def test_listing_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    assert versions.list_versions(tmp_path / "none") == []
+    assert versions.version_folders(tmp_path / "none") == {}
 
 
 @pytest.mark.parametrize("name", ["sh op", "shop:1", "été", "..", "shop\n", "12"])
@@ -107,7 +123,7 @@ def test_concurrent_exporters_each_get_a_number(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert versions.list_versions(base) == list(range(1, count + 1)) == sorted(numbers)
+    assert list(versions.version_folders(base)) == list(range(1, count + 1)) == sorted(numbers)
     for number, text in numbers.items():
         assert (base / str(number) / "variables" / "data").read_text() == text
     assert len(os.listdir(base)) == count
@@ -178,7 +194,7 @@ def test_killed_fifty_times_it_never_shows_half_a_version(tmp_path: Path) -> Non
         exporter.stdin.flush()
         exporter.stdout.readline()
         numbered = [path for path in base.iterdir() if path.name.isdigit()]
-        assert sorted(int(path.name) for path in numbered) == versions.list_versions(base)
+        assert sorted(int(path.name) for path in numbered) == list(versions.version_folders(base))
         for version in numbered:
             _assert_whole(version)
         drafts = [path for path in base.iterdir() if not path.name.isdigit()]
@@ -188,6 +204,6 @@ def test_killed_fifty_times_it_never_shows_half_a_version(tmp_path: Path) -> Non
     assert exporter.wait(timeout=10) == 0
     assert drafts_left >= 10, "the kills came too late to test anything"
 
-    before = versions.list_versions(base)
+    before = list(versions.version_folders(base))
     assert _publish(base) == before[-1] + 1
     assert all(path.name.isdigit() for path in base.iterdir())
