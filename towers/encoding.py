@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from towers.text_encoder import TextEncoder
+from towers.text_encoder import EncoderWeights, TextEncoder
 from towers.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -20,36 +21,29 @@ Progress = Callable[[int, int], None]
 # Tokens a batch, padding included. Large enough for the matrix products to run at full speed, small
 # enough for the activations to stay in a CPU's cache (measured: benchmarks/encoding.py).
 BATCH_TOKENS = 2048
+# One batch's operations that do not spread over cores run beside another's that do.
+_BATCHES_AT_ONCE = 2
 _TOKENISE_ROWS = 4096
-WIDTH_STEP = 8
 
 
 class BatchEncoder:
-    """An encoder compiled for bulk work.
+    """An encoder compiled for bulk work; it follows the encoder's weights as they change.
 
     Args:
         encoder: the text encoder.
         tokenizer: its tokenizer.
-        dtype: compute dtype of the backbone, ``float32`` or ``bfloat16``; the encoder's own where
-            None. bfloat16 halves the time on CPUs with AVX512_BF16 or AMX and moves an embedding
-            by a cosine of about 2e-4 (docs/benchmarks.md); embeddings come back as float32.
+        dtype: dtype of the matrix products, ``float32`` or ``bfloat16``; the encoder's own where
+            None. bfloat16 doubles the speed on CPUs with AVX512_BF16 or AMX and moves an embedding
+            by a cosine below 1e-4 (docs/benchmarks.md).
     """
 
     def __init__(
         self, encoder: TextEncoder, tokenizer: Tokenizer, dtype: str | None = None
     ) -> None:
-        self.encoder = encoder if dtype is None else encoder.with_dtype(dtype)
+        self.encoder = encoder
         self.tokenizer = tokenizer
-        self._width_step = WIDTH_STEP
-        if keras.backend.backend() == "tensorflow":
-            self._width_step = 1  # one graph serves all widths: padding would be all loss
-            ids = tf.TensorSpec([None, None], tf.int32)
-            self._forward: Callable[[dict[str, Any]], Any] = tf.function(
-                lambda inputs: self.encoder(inputs, training=False),
-                input_signature=[{"token_ids": ids, "padding_mask": ids}],
-            )
-        else:
-            self._forward = self.encoder.predict_on_batch
+        self.dtype = dtype or encoder.compute_dtype
+        self._forward: Callable[[EncoderWeights, dict[str, np.ndarray]], Any] | None = None
 
     def encode(
         self,
@@ -71,21 +65,54 @@ class BatchEncoder:
         sequences = token_sequences(self.tokenizer, texts, max_length)
         lengths = np.array([len(ids) for ids in sequences], np.int64)
         vectors = np.empty((len(texts), self.encoder.embedding_dim), np.float32)
-        done = 0
         # Longest first: the peak of memory comes at once, not after an hour.
         order = np.argsort(-lengths, kind="stable")
-        for rows in _batches(order, lengths):
-            batch = padded(
-                [sequences[row] for row in rows],
-                max_length,
-                self.tokenizer.pad_id,
-                self._width_step,
+        weights = self.encoder.read_weights(self.dtype)
+        if self._forward is None:
+            self._forward = _compiled(self.encoder, weights)
+        forward = self._forward
+
+        def embed(rows: np.ndarray) -> np.ndarray:
+            vectors[rows] = keras.ops.convert_to_numpy(
+                forward(
+                    weights,
+                    padded(
+                        [sequences[row] for row in rows],
+                        max_length,
+                        self.tokenizer.pad_id,
+                    ),
+                )
             )
-            vectors[rows] = keras.ops.convert_to_numpy(self._forward(batch))
-            done += len(rows)
-            if progress is not None:
-                progress(done, len(texts))
+            return rows
+
+        done = 0
+        workers = ThreadPoolExecutor(_BATCHES_AT_ONCE)
+        try:
+            for rows in workers.map(embed, _batches(order, lengths)):
+                done += len(rows)
+                if progress is not None:
+                    progress(done, len(texts))
+        finally:
+            workers.shutdown(cancel_futures=True)
         return vectors
+
+
+def _compiled(
+    encoder: TextEncoder, weights: EncoderWeights
+) -> Callable[[EncoderWeights, dict[str, np.ndarray]], Any]:
+    """`TextEncoder.embed`, compiled by the backend."""
+    if keras.backend.backend() == "tensorflow":
+        ids = tf.TensorSpec([None, None], tf.int32)
+        signature = [
+            tf.nest.map_structure(tf.TensorSpec.from_tensor, weights),
+            {"token_ids": ids, "padding_mask": ids},
+        ]
+        return tf.function(encoder.embed, input_signature=signature, autograph=False)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(encoder.embed)
+    return encoder.embed
 
 
 def token_sequences(
@@ -105,16 +132,22 @@ def token_sequences(
 
 
 def padded(
-    sequences: Sequence[np.ndarray], max_length: int, pad_id: int, step: int = WIDTH_STEP
+    sequences: Sequence[np.ndarray], max_length: int, pad_id: int, step: int | None = None
 ) -> dict[str, np.ndarray]:
     """Stacks token sequences to a batch for `towers.TextEncoder`.
 
-    The width ``T`` is a multiple of ``step``, so that there are few distinct shapes, but not more
-    than `max_length`: the encoder may not have more positions.
+    Args:
+        sequences: token ids, special tokens included.
+        max_length: the width is never more: the encoder may not have more positions.
+        pad_id: fills rows up.
+        step: the width ``T`` is rounded up to a multiple of it. 1 if None on TensorFlow, where one
+            graph serves all widths, and 8 on other backends, which compile every shape anew.
 
     Returns:
         ``token_ids`` and ``padding_mask``, int32 ``[len(sequences), T]``.
     """
+    if step is None:
+        step = 1 if keras.backend.backend() == "tensorflow" else 8
     longest = max(len(sequence) for sequence in sequences)
     width = min(-(-longest // step) * step, max_length)
     token_ids = np.full((len(sequences), width), pad_id, np.int32)

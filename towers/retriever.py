@@ -65,7 +65,9 @@ class Retriever:
     model: TwoTower
     tokenizer: Tokenizer
     text: TextSettings = field(default_factory=TextSettings)
-    _encoders: dict[int, BatchEncoder] = field(default_factory=dict, init=False, repr=False)
+    _encoders: dict[tuple[int, str], BatchEncoder] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         for name, tower in (
@@ -155,12 +157,10 @@ class Retriever:
         )
 
     def _encoder(self, tower: TextEncoder, dtype: str | None) -> BatchEncoder:
-        if dtype is not None and dtype != tower.compute_dtype:
-            # A copy of the weights, which further training would outdate: not kept.
-            return BatchEncoder(tower, self.tokenizer, dtype)
-        if id(tower) not in self._encoders:
-            self._encoders[id(tower)] = BatchEncoder(tower, self.tokenizer)
-        return self._encoders[id(tower)]
+        key = id(tower), dtype or tower.compute_dtype
+        if key not in self._encoders:
+            self._encoders[key] = BatchEncoder(tower, self.tokenizer, dtype)
+        return self._encoders[key]
 
     def query_embedding_graph(self, texts: tf.Tensor) -> tf.Tensor:
         """The query tower as graph operations: string ``[N]`` to float32 ``[N, d]``."""

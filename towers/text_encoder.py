@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
+from towers.bert import BertWeights, bert_weights, sequence_output
 from towers.checkpoint import DEFAULT_PRESET, load_backbone
 from towers.pooling import Pooling
+
+
+class EncoderWeights(NamedTuple):
+    """Weights of a `TextEncoder`, a nest of tensors.
+
+    Attributes:
+        bert: those of the backbone.
+        projections: kernels ``[in, out]`` that pooled vectors are multiplied by, in this order.
+    """
+
+    bert: BertWeights
+    projections: tuple[Any, ...]
 
 
 @keras.saving.register_keras_serializable(package="towers")
@@ -76,19 +89,39 @@ class TextEncoder(keras.Model):
 
     def call(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
         """Encodes token ids; see the class for shapes."""
-        token_ids = inputs["token_ids"]
-        tokens = self.backbone(
-            {
-                "token_ids": token_ids,
-                "segment_ids": ops.zeros_like(token_ids),
-                "padding_mask": inputs["padding_mask"],
-            },
-            training=training,
-        )["sequence_output"]  # [N, T, hidden]
+        return self.embed(self.read_weights(self.compute_dtype), inputs, training=training)
+
+    def read_weights(self, dtype: str = "float32") -> EncoderWeights:
+        """The weights as `embed` takes them; see `towers.bert.bert_weights` for the dtype."""
+        layers = [] if self.projection is None else [self.projection]
+        return EncoderWeights(
+            bert_weights(self.backbone, dtype),
+            tuple(ops.cast(layer.kernel, "float32") for layer in layers),
+        )
+
+    def embed(
+        self, weights: EncoderWeights, inputs: dict[str, Any], training: bool | None = None
+    ) -> Any:
+        """Encodes token ids as `call` does, with weights that have been read before.
+
+        Outside of training a pure function of its arguments.
+        """
+        tokens = sequence_output(
+            weights.bert,
+            inputs["token_ids"],
+            inputs["padding_mask"],
+            num_heads=self.backbone.num_heads,
+            dropout=self._drop_out if training and self.backbone.dropout else lambda x: x,
+        )  # [N, T, hidden]
         pooled = self.pooling(tokens, inputs["padding_mask"])  # [N, hidden]
-        if self.projection is not None:
-            pooled = self.projection(pooled)  # [N, embedding_dim]
+        for kernel in weights.projections:
+            pooled = ops.matmul(pooled, kernel)  # [N, embedding_dim]
         return ops.normalize(pooled, axis=-1, order=2, epsilon=1e-12)
+
+    def _drop_out(self, x: Any) -> Any:
+        # The state of a layer of the backbone, for its place in saved models and checkpoints.
+        seed = self.backbone.embeddings_dropout.seed_generator
+        return keras.random.dropout(x, self.backbone.dropout, seed=seed)
 
     def compute_output_spec(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
         """Shape and dtype of the output, for symbolic calls."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,10 +61,9 @@ def test_bfloat16_is_near(tiny_retriever: Retriever, texts: list[str]) -> None:
     np.testing.assert_allclose(np.linalg.norm(fast, axis=1), 1.0, atol=1e-5)
 
 
-def test_a_length_that_is_no_multiple_of_the_width_step(
+def test_any_length_up_to_all_positions(
     make_tiny_retriever: Callable[..., Retriever],
 ) -> None:
-    # All 64 positions are used, and a length of 61 is not rounded up beyond what was asked for.
     tower, tokenizer = make_tiny_retriever().model.item_tower, make_tiny_retriever().tokenizer
     text = "kettle mug " * 40
     for length in (61, 64):
@@ -76,15 +76,16 @@ def test_batches_hold_about_the_tokens_they_should(
     tiny_retriever: Retriever, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoding, "BATCH_TOKENS", 256)
+    monkeypatch.setattr(encoding, "_BATCHES_AT_ONCE", 1)  # so that they come in their order
     encoder = BatchEncoder(tiny_retriever.model.item_tower, tiny_retriever.tokenizer)
     shapes: list[tuple[int, ...]] = []
-    forward = encoder._forward
 
-    def spy(batch: dict[str, np.ndarray]) -> object:
+    def spy(*arguments: Any) -> dict[str, np.ndarray]:
+        batch = padded(*arguments)
         shapes.append(batch["token_ids"].shape)
-        return forward(batch)
+        return batch
 
-    monkeypatch.setattr(encoder, "_forward", spy)
+    monkeypatch.setattr(encoding, "padded", spy)
     encoder.encode(texts, max_length=32)
     assert sum(rows for rows, _ in shapes) == 150
     assert max(rows * width for rows, width in shapes) <= 256
@@ -115,7 +116,12 @@ def test_more_texts_than_are_tokenised_at_a_time(
 
 
 def test_padded_by_hand() -> None:
-    batch = padded([np.array([2, 5, 3]), np.array([2, 3])], max_length=5, pad_id=9)
+    sequences = [np.array([2, 5, 3]), np.array([2, 3])]
+    batch = padded(sequences, max_length=5, pad_id=9, step=8)
     assert batch["token_ids"].tolist() == [[2, 5, 3, 9, 9], [2, 3, 9, 9, 9]]
     assert batch["padding_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
-    assert padded([np.array([2, 5, 3])], max_length=30, pad_id=0)["token_ids"].shape == (1, 8)
+    assert padded(sequences, max_length=30, pad_id=0, step=8)["token_ids"].shape == (2, 8)
+    assert padded(sequences, max_length=30, pad_id=9)["token_ids"].tolist() == [
+        [2, 5, 3],
+        [2, 3, 9],
+    ]
