@@ -26,7 +26,6 @@ from towers.errors import InputError
 DEFAULT_PORT = 8500
 DEFAULT_REST_PORT = 8501
 _GRPC_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # Otherwise Linux lets two servers share a port, and each gets half of the requests.
     ("grpc.so_reuseport", 0),
@@ -53,7 +52,7 @@ class ModelServer:
         rest_port: int = 0,
         poll_seconds: float = 1.0,
         workers: int | None = None,
-        max_rest_body_bytes: int = 64 << 20,
+        max_request_bytes: int = 64 << 20,
         drain_seconds: float = 30.0,
     ) -> None:
         """Takes the ports; nothing is loaded or answered before `start`.
@@ -67,7 +66,7 @@ class ModelServer:
           poll_seconds: How often the folder is looked at for new versions.
           workers: How many requests each transport answers at once; four for each CPU when None,
             as in TF Serving.
-          max_rest_body_bytes: Longer REST bodies are refused.
+          max_request_bytes: Longer requests are refused, whatever they were compressed to.
           drain_seconds: How long `stop` waits for requests that are being answered.
 
         Raises:
@@ -92,11 +91,12 @@ class ModelServer:
             RestApi(api).handle,
             listener,
             workers=workers,
-            max_body_bytes=max_rest_body_bytes,
+            max_body_bytes=max_request_bytes,
             drain_seconds=drain_seconds,
         )
         self._grpc = grpc.server(
-            ThreadPoolExecutor(workers, thread_name_prefix="grpc"), options=_GRPC_OPTIONS
+            ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
+            options=(*_GRPC_OPTIONS, ("grpc.max_receive_message_length", max_request_bytes)),
         )
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionService(api), self._grpc

@@ -15,8 +15,10 @@ from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
 from serving.server.status import invalid_argument
 
 # A TensorProto may hold one value for a whole tensor (`tf.make_tensor_proto(0.0, shape=[8])`).
-# Without a bound, a request of a few bytes could ask for any amount of memory.
-_MAX_REPEATED_ELEMENTS = 1 << 24
+# Without a bound, a request of a few bytes could ask for any amount of memory: for the tensor, and
+# for what the graph makes of every row.
+_MAX_REPEATED_BYTES = 1 << 20
+_STRING_BYTES = 24  # of a string in a TensorFlow tensor, its characters aside
 
 # dtype -> (the field its values travel in, their dtype inside that field)
 _VALUE_FIELDS = {
@@ -86,15 +88,22 @@ def array_from_proto(proto: tensor_pb2.TensorProto, name: str) -> np.ndarray:
     else:
         values = _values_from_field(proto)
     if len(values) == 1 and count > 1:
-        if count > _MAX_REPEATED_ELEMENTS:
-            raise _parsing_error(name, f"one value cannot fill shape {shape_text(shape)}")
-        return np.broadcast_to(values, shape)
-    if len(values) != count:
+        size = values.itemsize if values.dtype != object else _STRING_BYTES + len(values[0])
+        if count * size > _MAX_REPEATED_BYTES:
+            raise _parsing_error(
+                name,
+                f"one value to fill shape {shape_text(shape)} makes {count * size} bytes, more "
+                f"than the {_MAX_REPEATED_BYTES} allowed; send all values",
+            )
+    elif len(values) != count:
         raise _parsing_error(
             name,
             f"shape {shape_text(shape)} has {count} elements, but {len(values)} values were sent",
         )
-    return values.reshape(shape)
+    try:
+        return np.broadcast_to(values, shape) if len(values) < count else values.reshape(shape)
+    except ValueError as error:  # no elements, but sizes beyond NumPy's, or too many dimensions
+        raise _parsing_error(name, f"shape of {len(shape)} dimensions: {error}") from error
 
 
 def proto_from_array(array: np.ndarray) -> tensor_pb2.TensorProto:

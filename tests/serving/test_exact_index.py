@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from towers.errors import InputError
 tfrs = pytest.importorskip("tensorflow_recommenders")
 
 INDEXES = [ExactIndex, ScannIndex]
+_REPOSITORY = Path(__file__).parents[2]
 
 
 def _vectors(count: int, width: int = 8, seed: int = 0) -> np.ndarray:
@@ -41,8 +45,9 @@ def _answer(index: ItemIndex, queries: np.ndarray, **kwargs: Any) -> tuple[np.nd
     queries=st.integers(0, 5),
     k=st.integers(1, 60),
     block=st.sampled_from([1, 7, 64]),
+    held=st.sampled_from([1, 14, 1000]),
 )
-def test_equals_a_stable_sort(items: int, queries: int, k: int, block: int) -> None:
+def test_equals_a_stable_sort(items: int, queries: int, k: int, block: int, held: int) -> None:
     # Small integers: products are exact in any order of summation, and ties are many.
     rng = np.random.default_rng(items * 1000 + queries * 100 + k)
     embeddings = rng.integers(-2, 3, size=(items, 4)).astype(np.float32)
@@ -51,6 +56,7 @@ def test_equals_a_stable_sort(items: int, queries: int, k: int, block: int) -> N
     order = np.argsort(-expected, axis=1, kind="stable")[:, :k]  # ties: the lower row first
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serving.index.exact, "_BLOCK", block)
+        patch.setattr(serving.index.exact, "_MAX_SCORES", held)
         scores, ids = _answer(ExactIndex(k).index(embeddings, _ids(items)), asked)
     width = min(k, items)
     assert scores.shape == (queries, k)
@@ -59,6 +65,32 @@ def test_equals_a_stable_sort(items: int, queries: int, k: int, block: int) -> N
     assert [row[:width] for row in ids] == [[f"item {i}" for i in row] for row in order]
     assert np.all(scores[:, width:] == FLOOR_SCORE)
     assert all(item == EMPTY_ID for row in ids for item in row[width:])
+
+
+_PEAK = """
+import resource
+import numpy as np
+import tensorflow as tf
+from serving.index.exact import ExactIndex
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+
+index = ExactIndex(10).index(np.ones((60_000, 2), np.float32))
+search = tf.function(index.call)
+search(tf.ones([1, 2]))
+before = peak()
+search(tf.ones([5_000, 2]))
+print(peak() - before)
+"""
+
+
+def test_many_queries_do_not_take_memory_for_all_their_scores() -> None:
+    # All scores of 5,000 queries and 60,000 items are 1,144 MiB.
+    run = subprocess.run(
+        [sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True, cwd=_REPOSITORY
+    )
+    assert float(run.stdout) < 300
 
 
 @pytest.mark.parametrize("kind", INDEXES)

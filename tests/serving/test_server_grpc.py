@@ -241,6 +241,14 @@ def _tensor(dtype, sizes, **values):
             _tensor(types_pb2.DT_STRING, [1 << 40], string_val=[b"a"]), id="a tebi-element"
         ),
         pytest.param(
+            _tensor(types_pb2.DT_STRING, [1 << 17], string_val=[b"a"]), id="a string for 131,072"
+        ),
+        pytest.param(
+            _tensor(types_pb2.DT_STRING, [1000], string_val=[b"x" * 2000]), id="long for 1,000"
+        ),
+        pytest.param(_tensor(types_pb2.DT_STRING, [1 << 62, 0]), id="huge and empty"),
+        pytest.param(_tensor(types_pb2.DT_STRING, [1] * 100, string_val=[b"a"]), id="rank 100"),
+        pytest.param(
             _tensor(types_pb2.DT_STRING, [1 << 40], tensor_content=b"\x01a"), id="short content"
         ),
         pytest.param(
@@ -259,6 +267,33 @@ def _tensor(dtype, sizes, **values):
 def test_tensors_that_contradict_themselves_are_refused(stub, broken):
     fails(stub.Predict, predict_request(query=broken), INVALID, "tensor parsing error: query")
     assert is_alive(stub)
+
+
+def test_one_value_for_a_tensor_is_taken_up_to_a_mebibyte(stub):
+    request = predict_request(query=_tensor(types_pb2.DT_STRING, [1000], string_val=[b"mug"]))
+    outputs = outputs_of(stub.Predict(request, timeout=TIMEOUT))
+    assert outputs["item_ids"].tolist() == [[b"mug-a", b"mug-b", b""]] * 1000
+    fails(
+        stub.Predict,
+        predict_request(query=_tensor(types_pb2.DT_FLOAT, [(1 << 18) + 1], float_val=[0.0])),
+        INVALID,
+        "one value to fill shape [262145] makes 1048580 bytes, more than the 1048576 allowed",
+    )
+
+
+def test_a_message_above_the_limit_is_refused_however_small_it_was_packed(tmp_path, publish):
+    publish(tmp_path / "shop", 3)
+    with (
+        ModelServer(tmp_path / "shop", max_request_bytes=100_000) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        large = predict_request(query=["x" * 200_000])
+        for packing in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
+            with pytest.raises(grpc.RpcError, match="message larger than max") as raised:
+                stub.Predict(large, timeout=TIMEOUT, compression=packing)
+            assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert is_alive(stub)
 
 
 def test_an_error_in_the_graph_keeps_its_code(stub):

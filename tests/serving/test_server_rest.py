@@ -304,7 +304,7 @@ def test_a_compressed_body_is_read(call):
 
 def test_a_body_above_the_limit_is_refused(tmp_path, publish, call):
     publish(tmp_path / "shop", 3)
-    with ModelServer(tmp_path / "shop", max_rest_body_bytes=1000) as server:
+    with ModelServer(tmp_path / "shop", max_request_bytes=1000) as server:
         body = {"signature_name": "upper", "instances": ["x" * 2000]}
         path = "/v1/models/shop:predict"
         error(call(path, body, port=server.rest_port), 413, "longer than 1000 bytes")
