@@ -125,12 +125,42 @@ def tiny_vocabulary() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def make_tiny_retriever(tiny_vocabulary: tuple[str, ...]) -> Callable[..., object]:
-    """A factory of untrained two-layer retrievers."""
+def make_tiny_encoder(tiny_vocabulary: tuple[str, ...]) -> Callable[..., object]:
+    """A factory of untrained two-layer text encoders, 32 wide, of the tiny vocabulary."""
     import keras
     import keras_hub
 
-    from towers import Retriever, TextEncoder, TextSettings, Tokenizer, TwoTower
+    from towers import TextEncoder
+
+    def make(
+        seed: int = 0, dtype: str = "float32", dropout: float = 0.0, **arguments: object
+    ) -> TextEncoder:
+        keras.utils.set_random_seed(seed)
+        backbone = keras_hub.models.BertBackbone(
+            vocabulary_size=len(tiny_vocabulary),
+            num_layers=2,
+            num_heads=2,
+            hidden_dim=32,
+            intermediate_dim=64,
+            max_sequence_length=64,
+            dropout=dropout,
+            dtype=dtype,
+        )
+        # Wider than BERT's initialiser: texts shall have clearly different vectors.
+        for weight in backbone.trainable_weights:
+            if "kernel" in weight.path or "embeddings" in weight.path:
+                weight.assign(weight * 6.0)
+        return TextEncoder(backbone, **arguments)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_tiny_retriever(
+    tiny_vocabulary: tuple[str, ...], make_tiny_encoder: Callable[..., object]
+) -> Callable[..., object]:
+    """A factory of untrained retrievers."""
+    from towers import Retriever, TextSettings, Tokenizer, TwoTower
 
     def make(
         seed: int = 0,
@@ -140,26 +170,10 @@ def make_tiny_retriever(tiny_vocabulary: tuple[str, ...]) -> Callable[..., objec
         projection_dim: int | None = None,
         **two_tower: object,
     ) -> Retriever:
-        def tower() -> TextEncoder:
-            keras.utils.set_random_seed(seed)
-            backbone = keras_hub.models.BertBackbone(
-                vocabulary_size=len(tiny_vocabulary),
-                num_layers=2,
-                num_heads=2,
-                hidden_dim=32,
-                intermediate_dim=64,
-                max_sequence_length=64,
-                dropout=0.0,
-                dtype=dtype,
-            )
-            # Wider than BERT's initialiser: texts shall have clearly different vectors.
-            for weight in backbone.trainable_weights:
-                if "kernel" in weight.path or "embeddings" in weight.path:
-                    weight.assign(weight * 6.0)
-            return TextEncoder(backbone, projection_dim=projection_dim)
-
-        query_tower = tower()
-        item_tower = query_tower if shared else tower()
+        query_tower = make_tiny_encoder(seed, dtype, projection_dim=projection_dim)
+        item_tower = query_tower
+        if not shared:
+            item_tower = make_tiny_encoder(seed, dtype, projection_dim=projection_dim)
         settings = text or TextSettings("{title}[ by {brand}][. {description}]", 16, 48)
         return Retriever(
             TwoTower(query_tower, item_tower, **two_tower), Tokenizer(tiny_vocabulary), settings

@@ -34,20 +34,14 @@ def towers(*arguments: object) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def shop(
-    tmp_path_factory: pytest.TempPathFactory, make_tiny_retriever: Callable[..., Retriever]
-) -> dict[str, Any]:
+def shop(tmp_path_factory: pytest.TempPathFactory, tiny_preset: str) -> dict[str, Any]:
     """A tiny encoder trained on the sample shop and exported, through the command line."""
     base = tmp_path_factory.mktemp("shop")
-    encoder = base / "encoder"
-    retriever = make_tiny_retriever()
-    retriever.model.query_tower.backbone.save_to_preset(str(encoder))
-    retriever.tokenizer.save(encoder)
     config = base / "config.toml"
     config.write_text("[encoder]\nquery_max_length = 24\nitem_max_length = 48\n")
     data = ("--catalog", SHOP / "catalog.csv", "--interactions")
     train = towers(
-        *("train", *data, SHOP / "train.csv", "--output", base / "run", "--encoder", encoder),
+        *("train", *data, SHOP / "train.csv", "--output", base / "run", "--encoder", tiny_preset),
         *("--config", config, "--epochs", 1, "--learning-rate", 1e-3, "--shots", 64),
         *("--lexical", "auto"),
     )

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
-import keras_hub
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -57,27 +56,6 @@ def test_unknown_pooling() -> None:
         Pooling("first")
 
 
-@pytest.fixture
-def make_encoder() -> Callable[..., TextEncoder]:
-    def make(dtype: str = "float32", **arguments: object) -> TextEncoder:
-        keras.utils.set_random_seed(1)
-        backbone = keras_hub.models.BertBackbone(
-            vocabulary_size=50,
-            num_layers=2,
-            num_heads=2,
-            hidden_dim=16,
-            intermediate_dim=32,
-            max_sequence_length=24,
-            dtype=dtype,
-        )
-        for weight in backbone.trainable_weights:
-            if weight.name in ("kernel", "embeddings"):
-                weight.assign(weight * 10.0)
-        return TextEncoder(backbone, **arguments)
-
-    return make
-
-
 def batch(lengths: list[int], width: int, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int32)
@@ -88,9 +66,9 @@ def batch(lengths: list[int], width: int, seed: int = 0) -> dict[str, np.ndarray
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
 def test_output_is_the_pooled_backbone_normalised(
-    pooling: str, make_encoder: Callable[..., TextEncoder]
+    pooling: str, make_tiny_encoder: Callable[..., TextEncoder]
 ) -> None:
-    encoder = make_encoder(pooling=pooling)
+    encoder = make_tiny_encoder(pooling=pooling)
     inputs = batch([7, 3, 1], 7)
     tokens = encoder.backbone(
         {**inputs, "segment_ids": np.zeros_like(inputs["token_ids"])}, training=False
@@ -104,8 +82,10 @@ def test_output_is_the_pooled_backbone_normalised(
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
-def test_padding_changes_nothing(pooling: str, make_encoder: Callable[..., TextEncoder]) -> None:
-    encoder = make_encoder(pooling=pooling)
+def test_padding_changes_nothing(
+    pooling: str, make_tiny_encoder: Callable[..., TextEncoder]
+) -> None:
+    encoder = make_tiny_encoder(pooling=pooling)
     inputs = batch([9, 4, 2], 24)
     together = encoder(inputs).numpy()
     for row, length in enumerate([9, 4, 2]):
@@ -113,43 +93,43 @@ def test_padding_changes_nothing(pooling: str, make_encoder: Callable[..., TextE
         np.testing.assert_allclose(encoder(alone)[0], together[row], atol=1e-5)
 
 
-def test_rows_have_length_one(make_encoder: Callable[..., TextEncoder]) -> None:
-    vectors = make_encoder(projection_dim=5)(batch([9, 4, 2, 24], 24)).numpy()
+def test_rows_have_length_one(make_tiny_encoder: Callable[..., TextEncoder]) -> None:
+    vectors = make_tiny_encoder(projection_dim=5)(batch([9, 4, 2, 24], 24)).numpy()
     assert vectors.dtype == np.float32
     assert vectors.shape == (4, 5)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
 
 
 def test_projection_of_equal_width_starts_as_identity(
-    make_encoder: Callable[..., TextEncoder],
+    make_tiny_encoder: Callable[..., TextEncoder],
 ) -> None:
-    plain, projected = make_encoder(), make_encoder(projection_dim=16)
+    plain, projected = make_tiny_encoder(), make_tiny_encoder(projection_dim=32)
     projected.backbone.set_weights(plain.backbone.get_weights())
     inputs = batch([9, 4], 9)
     np.testing.assert_allclose(projected(inputs), plain(inputs), atol=1e-6)
 
 
-def test_projection_by_hand(make_encoder: Callable[..., TextEncoder]) -> None:
-    plain, projected = make_encoder(), make_encoder(projection_dim=3)
+def test_projection_by_hand(make_tiny_encoder: Callable[..., TextEncoder]) -> None:
+    plain, projected = make_tiny_encoder(), make_tiny_encoder(projection_dim=3)
     projected.backbone.set_weights(plain.backbone.get_weights())
-    kernel = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    kernel = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
     projected.projection.kernel.assign(kernel)
     inputs = batch([9, 4], 9)
     expected = plain(inputs).numpy() @ kernel  # the length of a row cancels out
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(projected(inputs), expected, atol=1e-5)
     assert projected.embedding_dim == 3
-    assert plain.embedding_dim == 16
+    assert plain.embedding_dim == 32
 
 
-def test_dropout_only_in_training(make_encoder: Callable[..., TextEncoder]) -> None:
-    encoder, inputs = make_encoder(), batch([9, 4], 9)
+def test_dropout_only_in_training(make_tiny_encoder: Callable[..., TextEncoder]) -> None:
+    encoder, inputs = make_tiny_encoder(dropout=0.1), batch([9, 4], 9)
     np.testing.assert_array_equal(encoder(inputs), encoder(inputs, training=False))
     assert np.abs(encoder(inputs, training=True) - encoder(inputs)).max() > 1e-3
 
 
-def test_save_and_load(tmp_path: Path, make_encoder: Callable[..., TextEncoder]) -> None:
-    encoder = make_encoder(pooling="max", projection_dim=4)
+def test_save_and_load(tmp_path: Path, make_tiny_encoder: Callable[..., TextEncoder]) -> None:
+    encoder = make_tiny_encoder(pooling="max", projection_dim=4)
     encoder.save(tmp_path / "encoder.keras")
     again = keras.saving.load_model(tmp_path / "encoder.keras")
     assert isinstance(again, TextEncoder)
@@ -157,15 +137,15 @@ def test_save_and_load(tmp_path: Path, make_encoder: Callable[..., TextEncoder])
     np.testing.assert_array_equal(again(batch([9, 4], 9)), encoder(batch([9, 4], 9)))
 
 
-def test_config_is_json(make_encoder: Callable[..., TextEncoder]) -> None:
-    encoder = make_encoder(pooling="cls")
+def test_config_is_json(make_tiny_encoder: Callable[..., TextEncoder]) -> None:
+    encoder = make_tiny_encoder(pooling="cls")
     again = TextEncoder.from_config(json.loads(json.dumps(encoder.get_config())))
     assert again.pooling.mode == "cls"
     assert [w.shape for w in again.weights] == [w.shape for w in encoder.weights]
 
 
-def test_mixed_precision_is_near_float32(make_encoder: Callable[..., TextEncoder]) -> None:
-    encoder, inputs = make_encoder(), batch([9, 4, 24], 24)
+def test_mixed_precision_is_near_float32(make_tiny_encoder: Callable[..., TextEncoder]) -> None:
+    encoder, inputs = make_tiny_encoder(), batch([9, 4, 24], 24)
     mixed = encoder.with_dtype("mixed_bfloat16")
     assert mixed.backbone.compute_dtype == mixed.compute_dtype == "bfloat16"
     vectors = mixed(inputs).numpy()
@@ -176,8 +156,8 @@ def test_mixed_precision_is_near_float32(make_encoder: Callable[..., TextEncoder
     assert not np.array_equal(vectors, encoder(inputs))  # it did compute in bfloat16
 
 
-def test_with_dtype_keeps_weights(make_encoder: Callable[..., TextEncoder]) -> None:
-    encoder = make_encoder(projection_dim=4)
+def test_with_dtype_keeps_weights(make_tiny_encoder: Callable[..., TextEncoder]) -> None:
+    encoder = make_tiny_encoder(projection_dim=4)
     assert encoder.with_dtype("float32") is encoder
     back = encoder.with_dtype("mixed_bfloat16").with_dtype("float32")
     np.testing.assert_array_equal(back(batch([5], 5)), encoder(batch([5], 5)))
