@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import ir_measures
 import pytest
 
 from towers.cli import cli, run
@@ -168,6 +169,29 @@ def test_train_and_evaluate_print_one_json_object(
     again = towers(*arguments, "--gains", "0,1,3")
     assert json.loads(again.out)["measures"]["nDCG@10"] == result["measures"]["nDCG@10"]
     assert vectors.stat().st_mtime_ns == written
+
+
+def test_trec_tools_get_the_same_from_the_files(
+    shop: Path, model: Path, tmp_path: Path, towers: Callable[..., Answer]
+) -> None:
+    run_file, qrels_file = tmp_path / "shop.trec", tmp_path / "shop.qrels"
+    names = ["nDCG@10", "R@5", "RR", "AP"]
+    judged = towers(
+        *("evaluate", "--model", model, *data(shop), "--measures", ",".join(names), "--json"),
+        *("--run-file", run_file, "--qrels-file", qrels_file),
+    )
+    assert judged.status == 0, judged.err
+    ours = json.loads(judged.out)["measures"]
+    qrels = list(ir_measures.read_trec_qrels(str(qrels_file)))
+    assert {(qrel.query_id, qrel.doc_id, qrel.relevance) for qrel in qrels} == {
+        *(("1", "k1", 2), ("1", "g1", 0), ("2", "k2", 2), ("3", "m1", 1), ("4", "g1", 2)),
+        *(("5", "g2", 1), ("6", "p%201", 1), ("7", "é1", 1)),
+    }
+    run = list(ir_measures.read_trec_run(str(run_file)))
+    measures = {name: ir_measures.parse_measure(name) for name in names}
+    theirs = ir_measures.calc_aggregate(measures.values(), qrels, run)
+    for name, measure in measures.items():
+        assert ours[name]["mean"] == pytest.approx(theirs[measure], abs=1e-6), name
 
 
 def test_reports_for_people(shop: Path, model: Path, towers: Callable[..., Answer]) -> None:

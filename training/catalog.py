@@ -62,15 +62,6 @@ class Catalog:
         """Ids as an array of `str` objects, shape [items]."""
         return np.array(self.table.column("item_id").to_pylist(), dtype=object)
 
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        """Names of the columns that are neither required nor known, in file order."""
-        return tuple(
-            name
-            for name in self.table.column_names
-            if name not in _REQUIRED and name not in _OPTIONAL
-        )
-
     def column(self, name: str) -> list[str | None]:
         """Returns a column as text, None where an item has no value.
 

@@ -16,8 +16,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import numpy as np
 
@@ -25,12 +24,8 @@ from towers.errors import InputError
 from training.atomic_file import atomic_file
 from training.search import Run
 
-if TYPE_CHECKING:
-    from training.catalog import Catalog
-
 _UNSAFE = re.compile(r"\s|%(?=[0-9A-Fa-f]{2})")
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
-_UNESCAPES = {escaped: char for char, escaped in _ESCAPES.items()}
 
 
 def queries_path(run_path: str | os.PathLike[str]) -> Path:
@@ -84,62 +79,6 @@ def write_run(
                     file.write(f"{qid} Q0 {docids[row]} {rank} {score!s} {tag}\n")
 
 
-def read_run(path: str | os.PathLike[str], catalog: Catalog, *, depth: int = 100) -> Run:
-    """Reads a run and the map of queries beside it.
-
-    Items are ordered as trec_eval orders them: by score, equal scores by item id from high to low,
-    whatever the rank column says.
-
-    Args:
-        path: Run file, with its `.queries.tsv`.
-        catalog: Catalogue that holds the items.
-        depth: Items kept for each query; queries with fewer are padded with row -1.
-
-    Returns:
-        The queries of the map, in its order, with `depth` columns.
-
-    Raises:
-        InputError: A line is not of the format, a query is not in the map, an item not in the
-            catalogue, or one file is missing; the message names file and line.
-    """
-    queries = _read_queries(queries_path(path))
-    position = {qid: row for row, qid in enumerate(queries)}
-    numbers: list[int] = []  # the line of each item, as the next three
-    found: list[int] = []  # query row
-    docids: list[str] = []
-    scores: list[float] = []
-    for number, line in _lines(path):
-        fields = line.split()
-        if len(fields) != 6:
-            raise InputError(
-                f"{path}, line {number}: {len(fields)} fields, expected qid Q0 docid rank score tag"
-            )
-        qid, _, docid, _, score, _ = fields
-        if qid not in position:
-            raise InputError(f"{path}, line {number}: qid {qid!r} is not in {queries_path(path)}")
-        numbers.append(number)
-        found.append(position[qid])
-        docids.append(docid)
-        scores.append(_score(score, f"{path}, line {number}"))
-    item_rows = catalog.row_of([unquote(docid) for docid in docids])
-    if (item_rows < 0).any():
-        unknown = int(np.argmax(item_rows < 0))
-        raise InputError(
-            f"{path}, line {numbers[unknown]}: the catalogue has no item {docids[unknown]!r}"
-        )
-    try:
-        return _ranked(
-            list(queries.values()),
-            np.array(found, np.int64),
-            docids,
-            np.array(scores, np.float32),
-            item_rows,
-            depth,
-        )
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
 def write_qrels(
     path: str | os.PathLike[str],
     qrels: Mapping[str, Mapping[str, int]],
@@ -184,65 +123,3 @@ def _docid(item_id: str) -> str:
 
 def _escape(query: str) -> str:
     return re.sub(r"[\\\t\n\r]", lambda match: _ESCAPES[match[0]], query)
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\[\\tnr]", lambda match: _UNESCAPES[match[0]], text)
-
-
-def _score(text: str, place: str) -> float:
-    try:
-        score = float(np.float32(text))
-    except ValueError:
-        score = np.nan
-    if not np.isfinite(score):
-        raise InputError(f"{place}: score {text!r} is not a finite number")
-    return score
-
-
-def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
-    """Non-empty lines of a UTF-8 file with their numbers, from 1."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
-    # Not splitlines(), which also splits at characters that a query may hold.
-    lines = (line.removesuffix("\r") for line in text.split("\n"))
-    return [(number, line) for number, line in enumerate(lines, 1) if line]
-
-
-def _read_queries(path: Path) -> dict[str, str]:
-    """Query of each qid, in file order."""
-    queries: dict[str, str] = {}
-    for number, line in _lines(path):
-        qid, tab, query = line.partition("\t")
-        if not tab or not qid:
-            raise InputError(f"{path}, line {number}: expected qid, tab, query")
-        if qid in queries:
-            raise InputError(f"{path}, line {number}: qid {qid!r} is there already")
-        queries[qid] = _unescape(query)
-    return queries
-
-
-def _ranked(
-    queries: list[str],
-    found: np.ndarray,
-    docids: list[str],
-    scores: np.ndarray,
-    item_rows: np.ndarray,
-    depth: int,
-) -> Run:
-    """Orders lines `[L]` by query, score and item id into a run of `depth` columns."""
-    # As UTF-8 bytes, because trec_eval compares with strcmp.
-    alphabetical = np.unique([docid.encode() for docid in docids], return_inverse=True)[1]
-    order = np.lexsort((-alphabetical, -scores, found))
-    found = found[order]
-    rank = np.arange(len(order)) - np.searchsorted(found, found)
-    kept = rank < depth
-    run_rows = np.full((len(queries), depth), -1, np.int64)
-    run_scores = np.full((len(queries), depth), -np.inf, np.float32)
-    run_rows[found[kept], rank[kept]] = item_rows[order][kept]
-    run_scores[found[kept], rank[kept]] = scores[order][kept]
-    return Run(queries, run_rows, run_scores)

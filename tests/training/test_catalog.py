@@ -37,7 +37,6 @@ def test_columns(tmp_path: Path) -> None:
     assert len(catalog) == 3
     assert catalog.path == str(path)
     assert catalog.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert catalog.attributes == ("colour",)
     assert catalog.item_ids.dtype == object
     assert catalog.item_ids.tolist() == ["007", "7", "x7"]
     assert catalog.column("brand") == ["Acme", None, "Bolt"]
@@ -73,7 +72,6 @@ def test_image_embeddings_are_no_text(tmp_path: Path) -> None:
     )
     catalog = Catalog.read(path)
     assert catalog.table.column("image_embedding").to_pylist() == [[1, 2.5], None]
-    assert catalog.attributes == ()
     with pytest.raises(InputError, match="no text column 'image_embedding'"):
         catalog.column("image_embedding")
 

@@ -23,7 +23,7 @@ from training.catalog import Catalog
 from training.evaluation import Evaluation, Measure, bootstrap_interval, evaluate
 from training.interactions import Interactions
 from training.search import Run
-from training.trec import queries_path, read_run, write_qrels, write_run
+from training.trec import write_qrels, write_run
 
 N_ITEMS = 40
 GAINS = {0: 0, 1: 1, 2: 10, 3: 100}
@@ -131,29 +131,6 @@ def test_agrees_with_ir_measures(
     assert_agrees(ours, folder / "qrels", folder / "run", qids)
     assert ours.queries_not_in_run == 12 - len(in_run)
     assert ours.queries_without_judgements == 1
-
-
-@settings(max_examples=8, deadline=None)
-@given(seed=st.integers(0, 2**31))
-def test_agrees_on_a_foreign_run_with_ties(
-    catalog: Catalog, tmp_path_factory: pytest.TempPathFactory, seed: int
-) -> None:
-    """A file in no order whose scores tie: whoever reads it has to break the ties alike."""
-    folder = tmp_path_factory.mktemp("run")
-    rng = np.random.default_rng(seed)
-    judgements = random_judgements(rng, catalog, 6)
-    with open(folder / "run", "w") as file:
-        for query in range(6):
-            for item in rng.permutation(N_ITEMS)[:20]:
-                file.write(f"q{query} Q0 i{item} 1 {rng.integers(4) / 3} foreign\n")
-    qids = {query: f"q{number}" for number, query in enumerate(judgements.queries)}
-    queries_path(folder / "run").write_text("".join(f"{q}\t{text}\n" for text, q in qids.items()))
-    with open(folder / "qrels", "w") as file:
-        for text, grades in judgements.qrels().items():
-            file.writelines(f"{qids[text]} 0 {item} {grade}\n" for item, grade in grades.items())
-    run = read_run(folder / "run", catalog, depth=20)
-    ours = evaluate(run, judgements, catalog, measures=list(MEASURES), gains=GAINS)
-    assert_agrees(ours, folder / "qrels", folder / "run", qids)
 
 
 @pytest.fixture

@@ -48,6 +48,11 @@ def _gains(context: click.Context, option: click.Parameter, value: str | None) -
 )
 @click.option("--run-file", type=click.Path(path_type=Path), help="Write a TREC run file.")
 @click.option(
+    "--qrels-file",
+    type=click.Path(path_type=Path),
+    help="Write the judgements of queries with a positive as TREC qrels, numbered as in the run.",
+)
+@click.option(
     "--depth", type=click.IntRange(1), default=100, show_default=True, help="Items a query."
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Folder for per-query results.")
@@ -63,6 +68,7 @@ def command(
     gains: dict[int, float] | None,
     min_grade: int,
     run_file: Path | None,
+    qrels_file: Path | None,
     depth: int,
     report: Path | None,
     lexical: Lexical,
@@ -81,7 +87,7 @@ def command(
     from training.run_folder import RunFolder
     from training.search import Run, top_k
     from training.train import render_items
-    from training.trec import write_run
+    from training.trec import write_qrels, write_run
 
     names = [name.strip() for name in measures.split(",")] if measures else list(DEFAULT_MEASURES)
     cutoffs = [Measure.parse(name).cutoff or 0 for name in names]
@@ -91,8 +97,9 @@ def command(
     if judgements.unknown_items.rows:
         say(f"left out: {judgements.unknown_items}")
     judgements.require_positives(min_grade)
-    if run_file is not None and run_file.is_dir():
-        raise InputError(f"--run-file {run_file} is a folder; name a file")
+    for option, file in (("--run-file", run_file), ("--qrels-file", qrels_file)):
+        if file is not None and file.is_dir():
+            raise InputError(f"{option} {file} is a folder; name a file")
     if report is not None and report.exists() and not report.is_dir():
         raise InputError(f"--report {report} is a file; name a folder")
     retriever = run_folder.load_retriever()
@@ -114,6 +121,11 @@ def command(
     facts = {**result.as_dict(), "lexical_weight": weight, "precision": precision}
     if run_file is not None:
         write_run(run_file, run, products.item_ids, depth=depth)
+    if qrels_file is not None:
+        qrels = judgements.qrels().items()
+        # Those without a positive would count as 0 there, and are left out of the means here.
+        counted = {query: of for query, of in qrels if max(of.values()) >= min_grade}
+        write_qrels(qrels_file, counted, run.queries)
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
         result.write_per_query(report / "per_query.csv")
