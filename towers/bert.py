@@ -11,7 +11,7 @@ a caller may change them on the way (low-rank updates), keep a copy of them in a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -23,11 +23,22 @@ _NORM_EPSILON = 1e-12  # BERT's, as in keras-hub
 _MASKED = -3e4
 
 
+class LowRank(NamedTuple):
+    """What is added to a kernel, ``down @ up``: ``[in, rank]`` and ``[rank, out]``."""
+
+    down: Any
+    up: Any
+
+
 class Dense(NamedTuple):
-    """A linear map: kernel ``[in, out]``, bias ``[out]``."""
+    """A linear map: kernel ``[in, out]``, bias ``[out]``, and a low-rank update where it has one.
+
+    What a layer may have or not is an empty tuple where it has not: a nest without leaves.
+    """
 
     kernel: Any
     bias: Any
+    update: LowRank | tuple[()] = ()
 
 
 class Norm(NamedTuple):
@@ -35,6 +46,27 @@ class Norm(NamedTuple):
 
     gamma: Any
     beta: Any
+
+
+class Adapter(NamedTuple):
+    """A bottleneck with a residual around it: ``x + up(gelu(down(x)))``."""
+
+    down: Dense
+    up: Dense
+
+
+class Prefix(NamedTuple):
+    """Keys and values that every token attends to beside the text, and how much they count.
+
+    Attributes:
+        keys: ``[heads, length, width of a head]``.
+        values: likewise.
+        gate: ``[heads, 1, 1]``, factor of what attention to the prefix finds.
+    """
+
+    keys: Any
+    values: Any
+    gate: Any
 
 
 class LayerWeights(NamedTuple):
@@ -48,6 +80,9 @@ class LayerWeights(NamedTuple):
         intermediate: hidden to the wide layer.
         output: the wide layer to hidden.
         output_norm: after the feed-forward part.
+        attention_adapter: on what attention adds to the residual stream, if any.
+        output_adapter: on what the feed-forward part adds, if any.
+        prefix: of attention, if any.
     """
 
     attention_input: Dense
@@ -56,6 +91,9 @@ class LayerWeights(NamedTuple):
     intermediate: Dense
     output: Dense
     output_norm: Norm
+    attention_adapter: Adapter | tuple[()] = ()
+    output_adapter: Adapter | tuple[()] = ()
+    prefix: Prefix | tuple[()] = ()
 
 
 class BertWeights(NamedTuple):
@@ -74,20 +112,57 @@ class BertWeights(NamedTuple):
     layers: tuple[LayerWeights, ...]
 
 
-def bert_weights(backbone: keras.Model, dtype: str = "float32") -> BertWeights:
-    """Reads a backbone's weights, as tensors that gradients flow through.
+def bert_weights(backbone: keras.Model) -> BertWeights:
+    """Reads a backbone's weights, in float32, as tensors that gradients flow through.
+
+    Gradients end at weights that are not trainable, so that nothing is computed for them.
 
     Args:
         backbone: a `keras_hub.models.BertBackbone`.
-        dtype: of kernels and biases, and thereby of the matrix products; the rest is float32.
     """
     segment = _float32(backbone.segment_embedding.embeddings)[0]
     return BertWeights(
         tokens=_float32(backbone.token_embedding.embeddings),
         positions=_float32(backbone.position_embedding.position_embeddings) + segment,
         norm=_norm(backbone.embeddings_layer_norm),
-        layers=tuple(_layer(layer, dtype) for layer in backbone.transformer_layers),
+        layers=tuple(_layer(layer) for layer in backbone.transformer_layers),
     )
+
+
+def dense_layers(layer: keras.layers.Layer) -> dict[str, tuple[keras.layers.Layer, int]]:
+    """The linear maps of a transformer layer of a backbone, each with the width of its input.
+
+    Returns:
+        ``query``, ``key``, ``value``, ``attention_output``, ``intermediate`` and ``output``.
+    """
+    attention = layer._self_attention_layer
+    hidden, heads, head_width = attention.query_dense.kernel.shape
+    return {
+        "query": (attention.query_dense, hidden),
+        "key": (attention.key_dense, hidden),
+        "value": (attention.value_dense, hidden),
+        "attention_output": (attention.output_dense, heads * head_width),
+        "intermediate": (layer._feedforward_intermediate_dense, hidden),
+        "output": (layer._feedforward_output_dense, int(layer.intermediate_dim)),
+    }
+
+
+def merged(weights: BertWeights) -> BertWeights:
+    """Weights of the same function with low-rank updates added to their kernels."""
+    return weights._replace(
+        layers=tuple(
+            LayerWeights._make(_merged(part) if isinstance(part, Dense) else part for part in layer)
+            for layer in weights.layers
+        )
+    )
+
+
+def compute_in(weights: BertWeights, dtype: str) -> BertWeights:
+    """Weights with another dtype of kernels and biases, and thereby of the matrix products.
+
+    Embeddings and norms stay as they are.
+    """
+    return weights._replace(layers=tuple(_cast(layer, dtype) for layer in weights.layers))
 
 
 def sequence_output(
@@ -127,20 +202,29 @@ def sequence_output(
         query, key, value = heads[0], heads[1], heads[2]
         scores = ops.matmul(query, ops.swapaxes(key, -1, -2)) + padding  # [N, heads, T, T]
         context = ops.matmul(dropout(ops.softmax(scores)), value)  # [N, heads, T, width of a head]
+        if layer.prefix:
+            context = context + _attend_to_prefix(query, layer.prefix)
         context = ops.reshape(ops.transpose(context, (0, 2, 1, 3)), (-1, hidden))
         attention = dropout(ops.cast(_linear(context, layer.attention_output), "float32"))
+        if layer.attention_adapter:
+            attention = attention + _bottleneck(attention, layer.attention_adapter)
         x = _normalise(x + attention, layer.attention_norm)
 
         # Approximate GELU, as keras-hub has it: from the exact one no embedding is further than a
         # cosine of .99999.
         wide = ops.gelu(_linear(x, layer.intermediate), approximate=True)
         forward = dropout(ops.cast(_linear(wide, layer.output), "float32"))
+        if layer.output_adapter:
+            forward = forward + _bottleneck(forward, layer.output_adapter)
         x = _normalise(x + forward, layer.output_norm)
     return ops.reshape(x, (rows, width, hidden))
 
 
 def _linear(x: Any, dense: Dense) -> Any:
-    product = ops.matmul(ops.cast(x, dense.kernel.dtype), dense.kernel)
+    x = ops.cast(x, dense.kernel.dtype)
+    product = ops.matmul(x, dense.kernel)
+    if dense.update:
+        product = product + ops.matmul(ops.matmul(x, dense.update.down), dense.update.up)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -156,39 +240,54 @@ def _normalise(x: Any, norm: Norm) -> Any:
     return centred * ops.rsqrt(variance + _NORM_EPSILON) * norm.gamma + norm.beta
 
 
-def _layer(layer: keras.layers.Layer, dtype: str) -> LayerWeights:
-    attention = layer._self_attention_layer
-    query, key, value = attention.query_dense, attention.key_dense, attention.value_dense
-    hidden, heads, head_width = query.kernel.shape
-    scale = head_width**-0.5
+def _bottleneck(x: Any, adapter: Adapter) -> Any:
+    wide = ops.gelu(_linear(x, adapter.down), approximate=True)
+    return ops.cast(_linear(wide, adapter.up), "float32")
+
+
+def _attend_to_prefix(query: Any, prefix: Prefix) -> Any:
+    """Attention of ``[N, heads, T, width of a head]`` to the prefix alone, times its gate."""
+    scores = ops.matmul(query, ops.swapaxes(prefix.keys, -1, -2))  # [N, heads, T, length]
+    return prefix.gate * ops.matmul(ops.softmax(scores), prefix.values)
+
+
+def _merged(dense: Dense) -> Dense:
+    if not dense.update:
+        return dense
+    return Dense(dense.kernel + ops.matmul(dense.update.down, dense.update.up), dense.bias)
+
+
+def _cast(part: Any, dtype: str) -> Any:
+    """A nest with all but its norms in another dtype."""
+    if isinstance(part, Norm):
+        return part
+    if not isinstance(part, tuple):
+        return ops.cast(part, dtype)
+    make = getattr(type(part), "_make", tuple)
+    return make(_cast(inner, dtype) for inner in part)
+
+
+def _layer(layer: keras.layers.Layer) -> LayerWeights:
+    dense = {name: _plain(*place) for name, place in dense_layers(layer).items()}
+    query, key, value = dense["query"], dense["key"], dense["value"]
+    scale = layer._self_attention_layer.query_dense.kernel.shape[-1] ** -0.5
     return LayerWeights(
-        attention_input=_dense(
-            [
-                (_float32(query.kernel) * scale, _float32(query.bias) * scale),
-                (key.kernel, key.bias),
-                (value.kernel, value.bias),
-            ],
-            hidden,
-            dtype,
+        attention_input=Dense(
+            ops.concatenate([query.kernel * scale, key.kernel, value.kernel], axis=1),
+            ops.concatenate([query.bias * scale, key.bias, value.bias]),
         ),
-        attention_output=_plain(attention.output_dense, heads * head_width, dtype),
+        attention_output=dense["attention_output"],
         attention_norm=_norm(layer._self_attention_layer_norm),
-        intermediate=_plain(layer._feedforward_intermediate_dense, hidden, dtype),
-        output=_plain(layer._feedforward_output_dense, int(layer.intermediate_dim), dtype),
+        intermediate=dense["intermediate"],
+        output=dense["output"],
         output_norm=_norm(layer._feedforward_layer_norm),
     )
 
 
-def _plain(layer: keras.layers.Layer, width: int, dtype: str) -> Dense:
-    return _dense([(layer.kernel, layer.bias)], width, dtype)
-
-
-def _dense(parts: Sequence[tuple[Any, Any]], width: int, dtype: str) -> Dense:
-    """Linear maps of one input of `width` side by side, whatever axes their weights have."""
-    kernels = [ops.reshape(_float32(kernel), (width, -1)) for kernel, _ in parts]
-    biases = [ops.reshape(_float32(bias), (-1,)) for _, bias in parts]
+def _plain(layer: keras.layers.Layer, width: int) -> Dense:
+    """A linear map whose input is `width` wide, whatever axes its weights have."""
     return Dense(
-        ops.cast(ops.concatenate(kernels, axis=1), dtype), ops.cast(ops.concatenate(biases), dtype)
+        ops.reshape(_float32(layer.kernel), (width, -1)), ops.reshape(_float32(layer.bias), (-1,))
     )
 
 
@@ -197,4 +296,6 @@ def _norm(layer: keras.layers.LayerNormalization) -> Norm:
 
 
 def _float32(weight: Any) -> Any:
-    return ops.cast(weight, "float32")
+    tensor = ops.cast(weight, "float32")
+    # A kernel of a layer with Keras's own LoRA is a tensor already.
+    return tensor if getattr(weight, "trainable", True) else ops.stop_gradient(tensor)

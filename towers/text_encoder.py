@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
-from towers.bert import BertWeights, bert_weights, sequence_output
+from towers.adaptation import Adaptation
+from towers.bert import BertWeights, bert_weights, compute_in, merged, sequence_output
 from towers.checkpoint import DEFAULT_PRESET, load_backbone
 from towers.pooling import Pooling
 
@@ -40,6 +42,8 @@ class TextEncoder(keras.Model):
         projection_dim: width of a bias-free linear projection after pooling; none if None. It
             starts as the identity where the widths agree, so that it does no harm untrained, and
             orthogonal elsewhere.
+        adaptation: what is trained instead of all weights, see `towers.adaptation`; the projection
+            always is.
 
     Example:
         >>> encoder = TextEncoder.from_preset("all-MiniLM-L6-v2")
@@ -54,6 +58,7 @@ class TextEncoder(keras.Model):
         *,
         pooling: str = "mean",
         projection_dim: int | None = None,
+        adaptation: Adaptation | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -75,6 +80,9 @@ class TextEncoder(keras.Model):
             )
             self.projection.build((None, width))
         self.embedding_dim = projection_dim or width
+        self.adaptation = adaptation
+        if adaptation is not None:
+            adaptation.attach(backbone)
         self.built = True
 
     @property
@@ -89,14 +97,24 @@ class TextEncoder(keras.Model):
 
     def call(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
         """Encodes token ids; see the class for shapes."""
-        return self.embed(self.read_weights(self.compute_dtype), inputs, training=training)
+        # Merged kernels are quicker to use, low-rank updates beside them quicker to train.
+        weights = self.read_weights(self.compute_dtype, merge=not training)
+        return self.embed(weights, inputs, training=training)
 
-    def read_weights(self, dtype: str = "float32") -> EncoderWeights:
-        """The weights as `embed` takes them; see `towers.bert.bert_weights` for the dtype."""
+    def read_weights(self, dtype: str = "float32", *, merge: bool = True) -> EncoderWeights:
+        """The weights as `embed` takes them, the adaptation's among them.
+
+        Args:
+            dtype: see `towers.bert.compute_in`.
+            merge: add low-rank updates to the kernels.
+        """
+        bert = bert_weights(self.backbone)
+        if self.adaptation is not None:
+            bert = self.adaptation.adapt(bert)
+            bert = merged(bert) if merge else bert
         layers = [] if self.projection is None else [self.projection]
         return EncoderWeights(
-            bert_weights(self.backbone, dtype),
-            tuple(ops.cast(layer.kernel, "float32") for layer in layers),
+            compute_in(bert, dtype), tuple(ops.cast(layer.kernel, "float32") for layer in layers)
         )
 
     def embed(
@@ -142,6 +160,48 @@ class TextEncoder(keras.Model):
         twin.set_weights(self.get_weights())
         return twin
 
+    def with_adaptation(self, adaptation: Adaptation | None) -> TextEncoder:
+        """A copy that trains what the adaptation says; all weights if None.
+
+        An adaptation that this encoder has is left out.
+        """
+        config = {**self.get_config(), "adaptation": None}
+        if adaptation is not None:
+            config["adaptation"] = keras.saving.serialize_keras_object(adaptation)
+        return self._copy(config)
+
+    def with_map(self, kernel: np.ndarray) -> TextEncoder:
+        """A copy whose vectors are these, times a matrix ``[embedding_dim, out]``, normalised."""
+        twin = self._copy({**self.get_config(), "projection_dim": int(kernel.shape[1])})
+        assert twin.projection is not None
+        if self.projection is not None:
+            kernel = ops.convert_to_numpy(self.projection.kernel) @ kernel
+        twin.projection.kernel.assign(kernel)
+        return twin
+
+    def without_adaptation(self) -> TextEncoder:
+        """An encoder of the same function and no adaptation, where it can be had; else itself.
+
+        All its weights are trainable.
+        """
+        if self.adaptation is None or not self.adaptation.mergeable:
+            return self
+        twin = self.with_adaptation(None)
+        self.adaptation.merge(twin.backbone)
+        return twin
+
+    def _copy(self, config: dict[str, Any]) -> TextEncoder:
+        """An encoder of another configuration with equal weights, where both have them."""
+        twin = type(self).from_config(config)
+        twin.backbone.set_weights(self.backbone.get_weights())
+        for name in ("projection", "adaptation"):
+            mine, other = getattr(self, name), getattr(twin, name)
+            if mine is not None and other is not None and type(mine) is type(other):
+                shapes = [[weight.shape for weight in layer.weights] for layer in (mine, other)]
+                if shapes[0] == shapes[1]:
+                    other.set_weights(mine.get_weights())
+        return twin
+
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {
@@ -149,11 +209,13 @@ class TextEncoder(keras.Model):
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "pooling": self.pooling.mode,
             "projection_dim": self.projection_dim,
+            "adaptation": keras.saving.serialize_keras_object(self.adaptation),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TextEncoder:
         """Rebuilds the encoder from `get_config`."""
         config = dict(config)
-        config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"])
+        for key in ("backbone", "adaptation"):  # towers saved before 0.2 have no adaptation
+            config[key] = keras.saving.deserialize_keras_object(config.get(key))
         return cls(**config)
