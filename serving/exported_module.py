@@ -10,6 +10,7 @@ from serving.index.item_index import EMPTY_ID, FLOOR_SCORE, ItemIndex
 from serving.index.scann import ScannIndex
 from serving.lexical import HybridSearch
 from towers.retriever import Retriever
+from towers.text_graph import TextGraph
 
 _UNKNOWN = -1
 
@@ -29,13 +30,10 @@ class ExportedModule(tf.Module):
         self, retriever: Retriever, index: ItemIndex, hybrid: HybridSearch | None = None
     ) -> None:
         super().__init__(name="retriever")
-        # What is assigned here is saved. The towers, and not the model that holds them: a compiled
-        # one would bring its optimizer. The index's tensors, and not the index: a Keras layer would
-        # bring functions of its own, the query model's among them.
-        model = retriever.model
-        self._encoders = [model.query_tower, model.item_tower, retriever.tokenizer]
+        # What is assigned here is saved. The index's tensors, and not the index: a Keras layer
+        # would bring functions of its own, the query model's among them.
+        self._text = TextGraph(retriever)
         self._index_tensors = index.trackables
-        self._retriever = retriever
         self._nearest = index.call
         self._hybrid = hybrid
         self._nearest_without = index.query_with_exclusions
@@ -73,12 +71,12 @@ class ExportedModule(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "query")], autograph=False)
     def encode_query(self, query: tf.Tensor) -> dict[str, tf.Tensor]:
         """Query embeddings: ``embedding`` float32 ``[N, d]``."""
-        return {"embedding": self._retriever.query_embedding_graph(query)}
+        return {"embedding": self._text.embed_queries(query)}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "text")], autograph=False)
     def encode_item(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         """Embeddings of item texts, the template filled in: ``embedding`` float32 ``[N, d]``."""
-        return {"embedding": self._retriever.item_embedding_graph(text)}
+        return {"embedding": self._text.embed_items(text)}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "item_id")], autograph=False)
     def similar(self, item_id: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from towers.checkpoint import DEFAULT_PRESET, load_backbone, load_vocabulary, read_vocabulary
 from towers.encoding import BatchEncoder, Progress
@@ -24,7 +23,6 @@ from towers.two_tower import TwoTower
 _MODEL_FILE = "towers.keras"
 _TEXT_FILE = "text.json"
 _TOKENIZER_FOLDER = "tokenizer"
-_GRAPH_ROWS = 256  # rows that an exported tower encodes at a time
 
 
 @dataclass(frozen=True)
@@ -161,34 +159,6 @@ class Retriever:
         if key not in self._encoders:
             self._encoders[key] = BatchEncoder(tower, self.tokenizer, dtype)
         return self._encoders[key]
-
-    def query_embedding_graph(self, texts: tf.Tensor) -> tf.Tensor:
-        """The query tower as graph operations: string ``[N]`` to float32 ``[N, d]``."""
-        if self.text.query_prefix:
-            texts = tf.strings.join([self.text.query_prefix, texts])
-        return self._in_blocks(self.model.query_tower, texts, self.text.query_max_length)
-
-    def item_embedding_graph(self, texts: tf.Tensor) -> tf.Tensor:
-        """The item tower as graph operations: string ``[N]`` to float32 ``[N, d]``."""
-        return self._in_blocks(self.model.item_tower, texts, self.text.item_max_length)
-
-    def _in_blocks(self, tower: TextEncoder, texts: tf.Tensor, max_length: int) -> tf.Tensor:
-        """Encodes some texts after the other: the memory for a request does not grow with it."""
-
-        def more(start: tf.Tensor, vectors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            tokens = self.tokenizer(texts[start : start + _GRAPH_ROWS], max_length)
-            block = tower(tokens, training=False)
-            return start + _GRAPH_ROWS, tf.concat([vectors, block], axis=0)
-
-        dim = self.embedding_dim
-        _, vectors = tf.while_loop(
-            lambda start, _: start < tf.shape(texts)[0],
-            more,
-            (tf.constant(0), tf.zeros([0, dim])),
-            shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, dim])),
-            parallel_iterations=1,
-        )
-        return vectors
 
     def fingerprint(self) -> str:
         """SHA-256 of all that decides an item's vector: while equal, an item index stays valid."""

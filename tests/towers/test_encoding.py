@@ -30,14 +30,6 @@ def test_equal_to_one_by_one_in_order(tiny_retriever: Retriever, texts: list[str
         np.testing.assert_allclose(vectors[row], alone, atol=1e-5)
 
 
-def test_golden_texts_equal_the_graph(tiny_retriever: Retriever, golden_texts: list[str]) -> None:
-    np.testing.assert_allclose(
-        tiny_retriever.encode_items(golden_texts),
-        tiny_retriever.item_embedding_graph(tf.constant(golden_texts)),
-        atol=1e-5,
-    )
-
-
 def test_no_texts(tiny_retriever: Retriever) -> None:
     assert tiny_retriever.encode_items([]).shape == (0, 32)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from towers.errors import InputError
 from towers.retriever import Retriever, TextSettings
@@ -101,15 +100,6 @@ def test_fingerprint_is_that_of_the_items_side(make_tiny_retriever: Make) -> Non
     assert fingerprint not in changed
 
 
-def test_graphs_equal_bulk_encoding(make_tiny_retriever: Make, golden_texts: list[str]) -> None:
-    text = TextSettings("{title}", 12, 24, query_prefix="kettle ")
-    retriever = make_tiny_retriever(shared=False, text=text)
-    queries = tf.function(retriever.query_embedding_graph)(tf.constant(golden_texts))
-    items = tf.function(retriever.item_embedding_graph)(tf.constant(golden_texts))
-    np.testing.assert_allclose(queries, retriever.encode_queries(golden_texts), atol=1e-5)
-    np.testing.assert_allclose(items, retriever.encode_items(golden_texts), atol=1e-5)
-
-
 def test_the_prefix_is_put_before_queries(make_tiny_retriever: Make) -> None:
     plain = make_tiny_retriever(text=TextSettings("{title}", 12, 12))
     prefixed = make_tiny_retriever(text=TextSettings("{title}", 12, 12, query_prefix="red "))
@@ -194,15 +184,3 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory, tiny_retriever: Retrie
     folder = tmp_path_factory.mktemp("saved") / "model"
     tiny_retriever.save(folder)
     return folder
-
-
-def test_the_graph_encodes_any_number_of_texts(tiny_retriever: Retriever) -> None:
-    words = ["kettle", "red mug", "garden rake", "", "crème brûlée torch"]
-    texts = [f"{words[i % 5]} {words[i % 3]}" for i in range(600)]
-    encode = tf.function(
-        tiny_retriever.query_embedding_graph, input_signature=[tf.TensorSpec([None], tf.string)]
-    )
-    np.testing.assert_allclose(
-        encode(tf.constant(texts)), tiny_retriever.encode_queries(texts), atol=1e-5
-    )
-    assert encode(tf.constant([], tf.string)).shape == (0, tiny_retriever.embedding_dim)
