@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import ir_measures
+import numpy as np
 import pytest
+import tensorflow as tf
 
+from serving.lexical import LexicalIndex, fuse
 from towers.cli import cli, run
+from towers.cli.lexical import lexical_scorer
+from towers.item_text import ItemTemplate
 from towers.retriever import Retriever
+from training.lexical_weight import fused
+
+TITLES = ["Red mug", "Garden rake", "Blue mug", "Cat scratching post"]
 
 
 @dataclass(frozen=True)
@@ -214,6 +224,74 @@ def test_unknown_items_are_told_and_strict_refuses(
     answer = towers(*arguments, "--interactions", judged, "--strict")
     assert answer.status == 2
     assert "zz9" in answer.err
+
+
+# The lexical score
+
+
+def test_the_weight_that_training_chose_is_used_by_every_verb(
+    shop: Path, model: Path, tmp_path: Path, towers: Callable[..., Answer]
+) -> None:
+    chosen = json.loads((model / "metrics.json").read_text("utf-8"))["lexical"]
+    assert chosen["queries"] == 7
+    assert chosen["weight"] > 0  # the tiny encoder knows nothing, and "rake" finds a rake
+
+    def weight(verb: str, *options: object, run: Path = model) -> float:
+        where = {
+            "evaluate": data(shop),
+            "export": ("--catalog", shop / "catalog.csv", "--output", tmp_path / "exports"),
+        }[verb]
+        answer = towers(verb, "--model", run, *where, *options, "--json")
+        assert answer.status == 0, answer.err
+        return json.loads(answer.out)["lexical_weight"]
+
+    for verb in ("evaluate", "export"):
+        assert weight(verb) == weight(verb, "--lexical", "auto") == chosen["weight"]
+        assert weight(verb, "--lexical", "off") == 0
+        assert weight(verb, "--lexical", 0.35) == 0.35
+    manifest = json.loads((tmp_path / "exports" / "1" / "manifest.json").read_text("utf-8"))
+    assert manifest["index_kind"] == "exact"
+
+    arguments = [*data(shop), "--config", shop / "config.toml", "--method", "zero-shot"]
+    for setting, expected in (("off", 0), (0.15, 0.15)):
+        told = tmp_path / f"run {setting}"
+        assert towers("train", *arguments, "--output", told, "--lexical", setting).status == 0
+        assert weight("evaluate", run=told) == expected
+        # It has chosen none: what is taken without shots.
+        assert weight("evaluate", "--lexical", "auto", run=told) == 0.25
+
+
+def test_training_says_which_weight_it_chose_and_why(
+    shop: Path, tmp_path: Path, towers: Callable[..., Answer]
+) -> None:
+    answer = towers(
+        *("train", *data(shop), "--config", shop / "config.toml", "--method", "zero-shot"),
+        *("--output", tmp_path / "run"),
+    )
+    assert answer.status == 0
+    assert re.search(
+        r"Lexical weight 0?\.?\d+: nDCG@10 on 7 shot queries among 8 items [01]\.\d{3}, "
+        r"[01]\.\d{3} at weight 0, [01]\.\d{3} at 1\n",
+        answer.out,
+    )
+    config = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))
+    assert config["lexical"] == "auto"
+
+
+def test_what_is_weighed_is_what_is_exported() -> None:
+    catalog = SimpleNamespace(column={"title": TITLES, "brand": [None] * 4}.__getitem__)
+    template = ItemTemplate("{title}[ {brand}]")
+    queries = ["red mug", "gardn rake", "zzz", ""]
+    index = LexicalIndex.build({"title": TITLES, "brand": [""] * 4})
+    cosine = np.random.default_rng(0).uniform(-1, 1, (4, 4)).astype(np.float32)
+    scores = lexical_scorer(template, catalog)(queries)
+    assert scores[:2].max(axis=1).tolist() == [1, 1]
+    for weight in (0.0, 0.25, 1.0):
+        np.testing.assert_allclose(
+            fused(cosine, scores, weight),
+            fuse(cosine, index.scores(tf.constant(queries)), weight),
+            atol=1e-6,
+        )
 
 
 # Bad input

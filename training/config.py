@@ -88,8 +88,8 @@ class TrainConfig(_Section):
         method: ``zero-shot`` (nothing trained) or ``full`` (all weights).
         shots: number of positive pairs to draw; all if absent.
         min_grade: lowest grade of a positive pair.
-        lexical: weight of the lexical score in the final one, from 0 to 1; ``auto`` for the weight
-            that did best on public data, ``off`` for 0.
+        lexical: weight of the lexical score in the final one, from 0 to 1; ``auto`` to choose it
+            from the shots, ``off`` for 0.
         seed: decides the draw, the held-out queries, the order, dropout and a random projection.
         encoder: the towers.
         fit: the adaptation.
@@ -98,7 +98,7 @@ class TrainConfig(_Section):
     method: Method = "full"
     shots: int | None = Field(None, ge=1)
     min_grade: int = Field(1, ge=1)
-    lexical: Literal["auto", "off"] | Annotated[float, Field(ge=0, le=1)] = "off"
+    lexical: Literal["auto", "off"] | Annotated[float, Field(ge=0, le=1)] = "auto"
     seed: int = Field(0, ge=0)
     encoder: EncoderConfig = EncoderConfig()
     fit: FitConfig = FitConfig()

@@ -113,6 +113,12 @@ class RunFolder:
         """The resolved configuration."""
         return TrainConfig.read(self.path / "config.json")
 
+    @property
+    def lexical_weight(self) -> float:
+        """The weight of the lexical score that the run was given or chose."""
+        metrics = json.loads((self.path / "metrics.json").read_text("utf-8"))
+        return float(metrics["lexical"]["weight"])
+
     def load_retriever(self) -> Retriever:
         """The adapted towers."""
         return Retriever.load(self.path / "model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from training.catalog import Catalog
 from training.config import EncoderConfig, TrainConfig
 from training.fit import adapt
 from training.interactions import Interactions
+from training.lexical_weight import LexicalChoice, LexicalScorer, choose_lexical_weight
 from training.run_folder import RunFolder
 from training.shots import draw_shots
+
+LexicalIndexer = Callable[[ItemTemplate, Catalog], LexicalScorer]
+"""Makes the lexical score of a catalogue, of which it reads the columns of the item text."""
 
 
 def train(
@@ -24,16 +29,20 @@ def train(
     interactions: Interactions,
     output: Path,
     *,
+    lexical: LexicalIndexer | None = None,
     progress: Progress | None = None,
+    lexical_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Draws shots, adapts towers and writes a run folder.
+    """Draws shots, adapts towers, chooses the lexical weight and writes a run folder.
 
     Args:
         config: all settings.
         catalog: the items.
         interactions: judged pairs.
         output: the run folder; an interrupted run of the same inputs is taken up.
+        lexical: the lexical score that the weight ``auto`` is chosen for; without one it is 0.
         progress: told (steps done, steps in all) while training.
+        lexical_progress: told (items done, items in all) while the weight is chosen.
 
     Returns:
         What ``metrics.json`` holds.
@@ -56,8 +65,10 @@ def train(
         "items": len(catalog),
         "shots": len(shots),
         "shot_queries": len(shots.queries),
+        "lexical": {},
         "fit": None,
     }
+    adapted: Retriever | None = None
     if config.method == "full":
         names = set(shots.queries)
         known = [row for row, query in enumerate(interactions.queries) if query in names]
@@ -73,8 +84,22 @@ def train(
             seed=config.seed,
             progress=progress,
         )
-        retriever, metrics["fit"] = result.retriever, result.as_dict()
-    run.finish(retriever, shots, metrics)
+        adapted, metrics["fit"] = result.retriever, result.as_dict()
+    if config.lexical == "auto" and lexical is not None:
+        choice = choose_lexical_weight(
+            retriever,
+            shots,
+            texts,
+            lexical(template, catalog),
+            adapted=adapted,
+            seed=config.seed,
+            progress=lexical_progress,
+        )
+    else:
+        weight = 0.0 if isinstance(config.lexical, str) else config.lexical
+        choice = LexicalChoice(weight, "not chosen from the shots")
+    metrics["lexical"] = choice.as_dict()
+    run.finish(adapted or retriever, shots, metrics)
     return metrics
 
 

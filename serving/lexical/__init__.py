@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from serving.lexical.fusion import fuse, fused_top_k
+from serving.lexical.fusion import fuse, fused_top_k, normalised
 from serving.lexical.hybrid_search import HybridSearch
 from serving.lexical.lexical_index import LexicalIndex
 
-__all__ = ["HybridSearch", "LexicalIndex", "fuse", "fused_top_k"]
+__all__ = ["HybridSearch", "LexicalIndex", "fuse", "fused_top_k", "normalised"]

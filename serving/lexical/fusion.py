@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 DEFAULT_WEIGHT = 0.6
-"""Of the lexical score, for towers that were not trained on the catalogue; see docs/lexical.md."""
+"""Of the lexical score where queries repeat the words of titles; see docs/lexical.md."""
 
 _MAX_ENTRIES = 1 << 24  # scores held at a time: 64 MiB a matrix
 
@@ -27,8 +27,13 @@ def fuse(dense: tf.Tensor, lexical: tf.Tensor, weight: float | tf.Tensor) -> tf.
     Returns:
         float32 ``[N, items]``.
     """
+    return (1.0 - weight) * dense + weight * normalised(lexical)
+
+
+def normalised(lexical: tf.Tensor) -> tf.Tensor:
+    """BM25 divided by the query's best, 0 where no item has a score: float32 ``[N, items]``."""
     best = tf.reduce_max(lexical, axis=1, keepdims=True)  # [N, 1]
-    return (1.0 - weight) * dense + weight * tf.math.divide_no_nan(lexical, best)
+    return tf.math.divide_no_nan(lexical, best)
 
 
 def fused_top_k(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,10 @@ from towers.retriever import Retriever
 from training.catalog import Catalog
 from training.config import TrainConfig
 from training.interactions import Interactions
+from training.lexical_weight import LexicalScorer
 from training.run_folder import RunFolder
 from training.shots import draw_shots
-from training.train import render_items, train
+from training.train import LexicalIndexer, render_items, train
 
 ENCODER = {"query_max_length": 12, "item_max_length": 24}
 
@@ -106,6 +109,50 @@ def test_a_run_can_be_repeated_from_its_folder(
     train(other, catalog, pairs, tmp_path / "third")
     shots = [(tmp_path / name / "shots.csv").read_bytes() for name in ("first", "third")]
     assert shots[0] != shots[1]
+
+
+def words_of_titles(template: ItemTemplate, catalog: Catalog) -> LexicalScorer:
+    """1 for the item whose number among eight is the query's, as `pairs` has it."""
+    assert template.pattern == "{title}[ {brand}][ {description}]"
+
+    def scores(queries: Sequence[str]) -> np.ndarray:
+        return np.eye(8, dtype=np.float32)[[int(query.split()[1]) % 8 for query in queries]]
+
+    return scores
+
+
+def test_the_lexical_weight_is_chosen_with_the_shots(
+    tmp_path: Path, tiny_preset: str, catalog: Catalog, pairs: Interactions
+) -> None:
+    encoder = {"preset": tiny_preset, **ENCODER}
+    fit = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-4}
+
+    def run(name: str, words: LexicalIndexer | None = None, **options: Any) -> dict[str, Any]:
+        config = TrainConfig.read(None, encoder=encoder, fit=fit, **options)
+        told: list[tuple[int, int]] = []
+        found = train(
+            config,
+            catalog,
+            pairs,
+            tmp_path / name,
+            lexical=words,
+            lexical_progress=lambda *step: told.append(step),
+        )["lexical"]
+        assert RunFolder.existing(tmp_path / name).lexical_weight == found["weight"]
+        assert (told[-1][0] == told[-1][1]) if found["queries"] else not told
+        return found
+
+    for method in ("zero-shot", "full"):
+        found = run(method, words_of_titles, method=method)
+        assert found["weight"] > 0.25  # these words know the answers
+        assert (found["queries"], found["candidates"]) == (20, 8)
+        assert found["ndcg"]["1"] == 1
+        assert "nDCG@10 on 20 shot queries among 8 items" in found["reason"]
+        assert ("before training" in found["reason"]) == (method == "full")
+    assert run("eight", words_of_titles, method="zero-shot", shots=8)["queries"] == 8
+    assert run("told", words_of_titles, method="zero-shot", lexical=0.3)["weight"] == 0.3
+    assert run("off", words_of_titles, method="zero-shot", lexical="off")["weight"] == 0
+    assert run("no words", method="zero-shot")["weight"] == 0
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def command(
     items = item_vectors(model, retriever, render_items(retriever.template, products), precision)
     with progress_bar(f"Encoding {len(judgements.queries):,} queries") as progress:
         queries = retriever.encode_queries(judgements.queries, progress=progress)
-    weight = lexical_weight(run_folder.config.lexical if lexical is None else lexical)
+    weight = lexical_weight(lexical, run_folder)
     deepest = max(depth, *cutoffs)
     if weight:
         fields = lexical_fields(retriever.template, products)

@@ -59,8 +59,8 @@ def command(
     retriever = run_folder.load_retriever()
     texts = render_items(retriever.template, products)
     vectors = item_vectors(model, retriever, texts, precision)
-    weight = lexical_weight(run_folder.config.lexical if lexical is None else lexical)
-    if index == "scann" and lexical is None:
+    weight = lexical_weight(lexical, run_folder)
+    if weight and index == "scann" and lexical is None:
         weight = 0.0
         say("A ScaNN index scores no words: exported without the lexical score")
     fields = lexical_fields(retriever.template, products) if weight else None

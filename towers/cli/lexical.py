@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
 from towers.item_text import ItemTemplate
 from training.catalog import Catalog
+
+if TYPE_CHECKING:
+    from training.lexical_weight import LexicalScorer
+    from training.run_folder import RunFolder
 
 Lexical = str | float | None
 
@@ -42,13 +46,34 @@ def lexical_option(default: str) -> Callable[..., Any]:
     )
 
 
-def lexical_weight(setting: str | float) -> float:
-    """The weight that a setting means."""
-    from serving.lexical.fusion import DEFAULT_WEIGHT
+def lexical_weight(setting: Lexical, run: RunFolder) -> float:
+    """The weight that a setting means for a run: its own unless told otherwise.
 
+    `auto` is the run's own where training chose it. A run that was given a weight has chosen none,
+    and `auto` is what training takes without any shot.
+    """
+    from training.lexical_weight import PRIOR_WEIGHT
+
+    if setting is None or (setting == "auto" and run.config.lexical == "auto"):
+        return run.lexical_weight
     if isinstance(setting, str):
-        return {"auto": DEFAULT_WEIGHT, "off": 0.0}[setting]
+        return {"auto": PRIOR_WEIGHT, "off": 0.0}[setting]
     return setting
+
+
+def lexical_scorer(template: ItemTemplate, catalog: Catalog) -> LexicalScorer:
+    """The lexical score as an export computes it, for training to weigh."""
+    import tensorflow as tf
+
+    from serving.lexical import LexicalIndex, normalised
+
+    index = LexicalIndex.build(lexical_fields(template, catalog))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def score(queries: tf.Tensor) -> tf.Tensor:
+        return normalised(index.scores(queries))
+
+    return lambda queries: score(tf.constant(list(queries), tf.string)).numpy()
 
 
 def lexical_fields(template: ItemTemplate, catalog: Catalog) -> dict[str, list[str]]:

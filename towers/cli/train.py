@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from towers.cli.lexical import Lexical, lexical_option
-from towers.cli.output import emit, json_option, progress_bar, say
+from towers.cli.lexical import Lexical, lexical_option, lexical_scorer
+from towers.cli.output import emit, json_option, progress_bars, say
 
 
 @click.command("train", short_help="Adapt towers to a shop's interactions.")
@@ -18,7 +19,7 @@ from towers.cli.output import emit, json_option, progress_bar, say
 @click.option("--encoder", help="Installed encoder, checkpoint folder or keras-hub preset.")
 @click.option("--shots", type=int, help="Draw this many positive pairs; all if not given.")
 @click.option("--method", type=click.Choice(["zero-shot", "full"]), help="How to adapt.")
-@lexical_option("off (the default): cosine alone; auto: .6, best on public data.")
+@lexical_option("auto (the default): chosen from the shots; off: cosine alone.")
 @click.option("--min-grade", type=int, help="Lowest grade of a positive pair.")
 @click.option("--item-text", help='Item text, as in "{title}[ by {brand}][. {description}]".')
 @click.option("--epochs", type=int, help="Passes over the pairs, at most.")
@@ -75,18 +76,28 @@ def command(
     )
     if judgements.unknown_items.rows:
         say(f"left out: {judgements.unknown_items}")
-    with progress_bar("Training") as progress:
-        metrics = train(config, products, judgements, output, progress=progress)
+    with progress_bars() as progress:
+        metrics = train(
+            config,
+            products,
+            judgements,
+            output,
+            lexical=lexical_scorer,
+            progress=partial(progress, "Training"),
+            lexical_progress=partial(progress, "Choosing the lexical weight"),
+        )
     emit({"output": str(output), **metrics}, as_json, lambda: _report(output, metrics))
 
 
 def _report(output: Path, metrics: dict[str, Any]) -> str:
-    fit = metrics["fit"]
+    fit, lexical = metrics["fit"], metrics["lexical"]
+    weight = f"Lexical weight {lexical['weight']:g}: {lexical['reason']}"
     if fit is None:
-        return f"Zero-shot towers written to {output}"
+        return f"{weight}\nZero-shot towers written to {output}"
     lines = [
+        weight,
         f"Trained {fit['trained_parameters']:,} parameters on {fit['pairs']:,} pairs "
-        f"in {fit['seconds']:.1f} s"
+        f"in {fit['seconds']:.1f} s",
     ]
     if fit["held_out"]:
         scores = " ".join(f"{score:.3f}" for score in fit["held_out"])
