@@ -127,7 +127,7 @@ def test_every_verb_has_help(verb: str, towers: Callable[..., Answer]) -> None:
         (["train"], "Missing option '--catalog'"),
         (["train", "--colour", "red"], "No such option"),
         (["train", "--shots", "many"], "'many' is not a valid integer"),
-        (["train", "--method", "magic"], "'magic' is not one of 'zero-shot', 'full'"),
+        (["train", "--method", "magic"], "'magic' is not one of 'full', 'linear', 'lora'"),
         (["evaluate", "--gains", "0,one"], "expected one number a grade"),
         (["evaluate", "--depth", "0"], "0 is not in the range x>=1"),
         (["export", "--index", "tree"], "'tree' is not one of 'auto', 'exact', 'scann'"),

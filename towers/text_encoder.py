@@ -160,6 +160,10 @@ class TextEncoder(keras.Model):
         twin.set_weights(self.get_weights())
         return twin
 
+    def copy(self) -> TextEncoder:
+        """An encoder with equal weights of its own."""
+        return self._copy(self.get_config())
+
     def with_adaptation(self, adaptation: Adaptation | None) -> TextEncoder:
         """A copy that trains what the adaptation says; all weights if None.
 
@@ -216,6 +220,6 @@ class TextEncoder(keras.Model):
     def from_config(cls, config: dict[str, Any]) -> TextEncoder:
         """Rebuilds the encoder from `get_config`."""
         config = dict(config)
-        for key in ("backbone", "adaptation"):  # towers saved before 0.2 have no adaptation
+        for key in ("backbone", "adaptation"):  # earlier models have no adaptation
             config[key] = keras.saving.deserialize_keras_object(config.get(key))
         return cls(**config)

@@ -163,6 +163,12 @@ class TwoTower(keras.Model):
         item_tower = query_tower if self.shared else self.item_tower.with_dtype(dtype)
         if query_tower is self.query_tower and item_tower is self.item_tower:
             return self
+        return self.with_towers(query_tower, item_tower)
+
+    def with_towers(
+        self, query_tower: TextEncoder, item_tower: TextEncoder | None = None
+    ) -> TwoTower:
+        """A model with other towers and the same loss and temperature."""
         twin = TwoTower(
             query_tower,
             item_tower,

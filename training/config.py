@@ -13,7 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from towers.checkpoint import DEFAULT_PRESET
 from towers.errors import InputError
 
-Method = Literal["zero-shot", "full"]
+Method = Literal[
+    "zero-shot", "full", "linear", "lora", "adalora", "bitfit", "top", "adapters", "prefix"
+]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -50,7 +53,8 @@ class FitConfig(_Section):
     Attributes:
         epochs: passes over the pairs, at most.
         batch_size: pairs a batch; the other items of a batch are a query's negatives.
-        learning_rate: peak of the schedule: linear warm-up, cosine decay.
+        learning_rate: peak of the schedule: linear warm-up, cosine decay; the method's own if
+            absent.
         warmup: share of the steps that warm up.
         weight_decay: AdamW's, not applied to biases and norms.
         clip_norm: upper limit of the gradient's global norm.
@@ -63,11 +67,22 @@ class FitConfig(_Section):
             would be a coin toss, and each is worth more in training.
         patience: epochs without a better held-out score before training ends.
         mixed_precision: compute dtype policy, for example ``mixed_bfloat16``.
+        towers: ``both``, or ``query`` alone: items keep their vectors, and an index of them stays
+            valid.
+        interpolate: try weights between zero-shot and adapted on the held-out queries, and keep the
+            best: true for 0, .25, .5, .75 and 1, or a list of shares of the way.
+        layer_decay: factor of the learning rate from each layer to the one below; 1 for none.
+        rank: of ``lora``, and of ``adalora`` on the average in the end.
+        alpha: of both: scale of the update, divided by the rank.
+        kernels: of both: ``query_value``, or ``all`` kernels of the layers.
+        top_layers: of ``top``: number of layers that are trained.
+        bottleneck: of ``adapters``: inner width.
+        prefix_length: of ``prefix``: learned keys and values a layer.
     """
 
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(32, ge=2)
-    learning_rate: float = Field(5e-5, gt=0)
+    learning_rate: float | None = Field(None, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
@@ -79,13 +94,30 @@ class FitConfig(_Section):
     min_held_out: int = Field(16, ge=1)
     patience: int = Field(2, ge=1)
     mixed_precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    towers: Literal["both", "query"] = "both"
+    interpolate: bool | list[Share] = False
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    kernels: Literal["query_value", "all"] = "query_value"
+    top_layers: int = Field(2, ge=1)
+    bottleneck: int = Field(32, ge=1)
+    prefix_length: int = Field(16, ge=1)
+
+    @property
+    def shares(self) -> list[float]:
+        """The shares of the way from zero-shot to adapted to try; none for adapted alone."""
+        if isinstance(self.interpolate, bool):
+            return [0.0, 0.25, 0.5, 0.75, 1.0] if self.interpolate else []
+        return self.interpolate
 
 
 class TrainConfig(_Section):
     """All that decides a training run, data aside.
 
     Attributes:
-        method: ``zero-shot`` (nothing trained) or ``full`` (all weights).
+        method: ``zero-shot`` (nothing trained), ``full`` (all weights) or one that trains few;
+            docs/methods.md has them all.
         shots: number of positive pairs to draw; all if absent.
         min_grade: lowest grade of a positive pair.
         lexical: weight of the lexical score in the final one, from 0 to 1; ``auto`` to choose it

@@ -14,18 +14,17 @@ import numpy as np
 
 from towers.encoding import Progress
 from towers.errors import InputError
-from towers.losses import InBatchSoftmax
+from towers.interpolation import interpolate
 from towers.retriever import Retriever
-from towers.two_tower import TwoTower
 from training.batches import PairBatches
 from training.checkpoints import Checkpoints
-from training.config import FitConfig
+from training.config import FitConfig, Method
 from training.held_out import CandidatePool
 from training.interactions import Interactions
+from training.linear import fit_linear
+from training.methods import finished, require_suitable, trainable_copy, with_learning_rate
+from training.optimizer import adamw
 from training.shots import split_by_query
-
-# Parts of variable paths that AdamW's decay leaves alone (Devlin et al. 2019, BERT's own recipe).
-_NO_DECAY = ("bias", "norm", "gamma", "beta", "log_temperature")
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,12 @@ class FitResult:
         losses: mean training loss of each epoch.
         held_out: score before training and after each epoch; empty where nothing was held out.
         best_epoch: epochs of training behind the weights; 0 means that zero-shot did best.
+        share: how much of the way from zero-shot to adapted was kept.
+        interpolation: (share, held-out score) of what was tried in between.
         pairs: pairs trained on.
         held_out_queries: queries kept back.
         trained_parameters: number of weights that the optimizer may change.
+        learning_rate: peak learning rate; None where no optimizer was used.
         seconds: wall-clock time of training, scoring of held-out queries included, since the run
             was last taken up.
     """
@@ -48,16 +50,19 @@ class FitResult:
     losses: list[float] = field(default_factory=list)
     held_out: list[float] = field(default_factory=list)
     best_epoch: int = 0
+    share: float = 1.0
+    interpolation: list[tuple[float, float]] = field(default_factory=list)
     pairs: int = 0
     held_out_queries: int = 0
     trained_parameters: int = 0
+    learning_rate: float | None = None
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the towers, ready for `json.dumps`; a loss that is not finite is None."""
         values = {name: value for name, value in vars(self).items() if name != "retriever"}
         losses = [loss if math.isfinite(loss) else None for loss in self.losses]  # JSON has no NaN
-        return {**values, "losses": losses}
+        return {**values, "losses": losses, "interpolation": list(map(list, self.interpolation))}
 
 
 class EpochOrder(keras.callbacks.Callback):
@@ -89,42 +94,20 @@ class StepProgress(keras.callbacks.Callback):
         self.progress(self.epoch * steps + batch + 1, self.params["epochs"] * steps)
 
 
-def adamw(config: FitConfig, steps: int) -> keras.optimizers.Optimizer:
-    """AdamW as BERT is fine-tuned with it.
-
-    Linear warm-up, cosine decay to zero, no weight decay on biases and norms, clipped gradients.
-
-    Args:
-        config: learning rate, warm-up share, decay and clipping.
-        steps: number of steps in all.
-    """
-    warmup = min(round(config.warmup * steps), steps - 1)
-    schedule: Any = keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else config.learning_rate,
-        decay_steps=steps - warmup,
-        warmup_target=config.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
-    optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm
-    )
-    optimizer.exclude_from_weight_decay(var_names=list(_NO_DECAY))
-    return optimizer
-
-
 def adapt(
     retriever: Retriever,
     pairs: Interactions,
     item_texts: Sequence[str],
     config: FitConfig | None = None,
     *,
+    method: Method = "full",
     folder: Path,
     judgements: Interactions | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> FitResult:
-    """Fine-tunes all weights of the towers on positive pairs with in-batch negatives.
+    """Adapts towers to positive pairs, by gradient descent with in-batch negatives or linearly.
 
     A share of the queries is kept back where there are enough of them. The towers are scored on
     these before training and after each epoch, and the best weights are kept, the untrained ones
@@ -136,6 +119,7 @@ def adapt(
         pairs: positive pairs.
         item_texts: item text of every catalogue row.
         config: the recipe.
+        method: what is trained; see docs/methods.md.
         folder: for checkpoints and TensorBoard's event files.
         judgements: all judgements known of the queries of `pairs`; the held-out score ranks by
             their grades. `pairs` if None.
@@ -144,14 +128,22 @@ def adapt(
         callbacks: further Keras callbacks.
 
     Raises:
-        InputError: there is no positive pair, or the learning rate is so high that training ends
-            in weights that are not finite.
+        InputError: there is no positive pair, the towers do not suit the method, or the learning
+            rate is so high that training ends in weights that are not finite.
     """
     config = config or FitConfig()
     pairs.require_positives()
+    require_suitable(retriever.model, method, config)
+    if method == "zero-shot":
+        return FitResult(retriever)
+    if method == "linear":
+        return _adapt_linearly(
+            retriever, pairs, item_texts, config, judgements or pairs, seed, progress
+        )
+    config = with_learning_rate(config, method)
     keras.utils.set_random_seed(seed)
-    model = _trainable_copy(retriever.model, config)
-    retriever = Retriever(model, retriever.tokenizer, retriever.text)
+    model = trainable_copy(retriever.model, method, config)
+    zero_shot, retriever = retriever, Retriever(model, retriever.tokenizer, retriever.text)
 
     train, held_out = _hold_out(pairs, judgements or pairs, config, seed)
     batches = PairBatches(
@@ -173,7 +165,7 @@ def adapt(
         own.append(StepProgress(progress))
 
     dataset = batches.dataset()
-    model.compile(optimizer=adamw(config, config.epochs * int(dataset.cardinality())))
+    model.compile(optimizer=adamw(config, config.epochs * int(dataset.cardinality()), model))
     start = time.perf_counter()
     done = checkpoints.resume()
     if not checkpoints.is_over:
@@ -190,30 +182,70 @@ def adapt(
         raise InputError(
             f"training diverged with learning rate {config.learning_rate:g}: choose a lower one"
         )
+    adapted = Retriever(finished(model), retriever.tokenizer, retriever.text)
+    share, interpolation = 1.0, list[tuple[float, float]]()
+    if pool is not None and config.shares and checkpoints.best_epoch:
+        adapted, share, interpolation = _interpolated(zero_shot, adapted, config.shares, pool)
     return FitResult(
-        retriever=retriever.as_float32(),
+        retriever=adapted,
         losses=checkpoints.losses,
         held_out=checkpoints.scores,
         best_epoch=checkpoints.best_epoch,
+        share=share,
+        interpolation=interpolation,
         pairs=len(train),
         held_out_queries=len(held_out.queries) if held_out is not None else 0,
         trained_parameters=sum(math.prod(weight.shape) for weight in model.trainable_weights),
+        learning_rate=config.learning_rate,
         seconds=time.perf_counter() - start,
     )
 
 
-def _trainable_copy(model: TwoTower, config: FitConfig) -> TwoTower:
-    copy = TwoTower.from_config(
-        {
-            **model.get_config(),
-            "loss": keras.saving.serialize_keras_object(InBatchSoftmax(symmetric=config.symmetric)),
-            "temperature": config.temperature,
-            "learn_temperature": config.learn_temperature,
-        }
+def _interpolated(
+    zero_shot: Retriever, adapted: Retriever, shares: Sequence[float], pool: CandidatePool
+) -> tuple[Retriever, float, list[tuple[float, float]]]:
+    """The best of some retrievers on the way, its share of the way, and all scores."""
+    scores = [
+        (share, pool.score(interpolate(zero_shot, adapted, share))) for share in sorted(shares)
+    ]
+    best = max(scores, key=lambda scored: scored[1])[0]  # of equal ones the nearest to zero-shot
+    return interpolate(zero_shot, adapted, best), best, scores
+
+
+def _adapt_linearly(
+    retriever: Retriever,
+    pairs: Interactions,
+    item_texts: Sequence[str],
+    config: FitConfig,
+    judgements: Interactions,
+    seed: int,
+    progress: Progress | None,
+) -> FitResult:
+    """Fits a linear map; its scores are cross-validated over all queries."""
+    start = time.perf_counter()
+    shared = config.towers == "both"
+    fit = fit_linear(
+        retriever, pairs, judgements, item_texts, shared=shared, seed=seed, progress=progress
     )
-    copy.query_tower.set_weights(model.query_tower.get_weights())
-    copy.item_tower.set_weights(model.item_tower.get_weights())
-    return copy.with_dtype(config.mixed_precision)
+    changed = math.isfinite(fit.strength)
+    result = retriever
+    if changed:
+        model = retriever.model
+        query_tower = model.query_tower.with_map(fit.kernel)
+        item_tower = model.item_tower
+        if shared:
+            item_tower = query_tower if model.shared else item_tower.with_map(fit.kernel)
+        model = model.with_towers(query_tower, item_tower).with_dtype("float32")
+        result = Retriever(model, retriever.tokenizer, retriever.text)
+    return FitResult(
+        retriever=result,
+        held_out=[fit.scores[math.inf], fit.scores[fit.strength]],
+        best_epoch=int(changed),
+        pairs=len(pairs),
+        held_out_queries=len(pairs.queries),
+        trained_parameters=fit.kernel.size,
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _hold_out(

@@ -51,7 +51,19 @@ class CandidatePool:
         items = retriever.encode_items(self.texts)
         if not (np.isfinite(queries).all() and np.isfinite(items).all()):
             return 0.0
+        return self.score_vectors(queries, items, self.interactions)
+
+    def score_vectors(
+        self, queries: np.ndarray, items: np.ndarray, interactions: Interactions
+    ) -> float:
+        """Mean nDCG@10 of vectors.
+
+        Args:
+            queries: ``[queries of interactions, d]``.
+            items: ``[candidates, d]``.
+            interactions: judgements of these queries.
+        """
         scores, found = top_k(queries, items, 10)
-        run = Run(self.interactions.queries, self.rows[found], scores)
-        result = evaluate(run, self.interactions, self.interactions.catalog, measures=[MEASURE])
+        run = Run(interactions.queries, self.rows[found], scores)
+        result = evaluate(run, interactions, interactions.catalog, measures=[MEASURE])
         return result.means[MEASURE]

@@ -16,6 +16,7 @@ from training.config import EncoderConfig, TrainConfig
 from training.fit import adapt
 from training.interactions import Interactions
 from training.lexical_weight import LexicalChoice, LexicalScorer, choose_lexical_weight
+from training.methods import require_suitable
 from training.run_folder import RunFolder
 from training.shots import draw_shots
 
@@ -50,7 +51,7 @@ def train(
     Raises:
         InputError: the data hold no positive pair or too few for the shots asked for, the item
             text names a column the catalogue lacks, the encoder cannot be loaded or has fewer
-            positions than asked for, the folder is taken, or training diverged.
+            positions or layers than asked for, the folder is taken, or training diverged.
     """
     interactions.require_positives(config.min_grade)
     shots = interactions.positives(config.min_grade)
@@ -59,6 +60,7 @@ def train(
     template = _template(config.encoder, catalog)
     texts = render_items(template, catalog)
     retriever = build_retriever(config, template)  # before the folder is made: it may be refused
+    require_suitable(retriever.model, config.method, config.fit)
     run = RunFolder.open(output, config, catalog, interactions)
     metrics: dict[str, Any] = {
         "method": config.method,
@@ -69,7 +71,7 @@ def train(
         "fit": None,
     }
     adapted: Retriever | None = None
-    if config.method == "full":
+    if config.method != "zero-shot":
         names = set(shots.queries)
         known = [row for row, query in enumerate(interactions.queries) if query in names]
         # With a draw of shots, judgements that were not drawn are not known either.
@@ -79,6 +81,7 @@ def train(
             shots,
             texts,
             config.fit,
+            method=config.method,
             folder=output,
             judgements=judgements,
             seed=config.seed,

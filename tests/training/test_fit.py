@@ -19,9 +19,10 @@ from towers.errors import InputError
 from towers.retriever import Retriever
 from training.catalog import Catalog
 from training.config import FitConfig
-from training.fit import FitResult, adamw, adapt
+from training.fit import FitResult, adapt
 from training.held_out import CandidatePool
 from training.interactions import Interactions
+from training.optimizer import adamw
 
 Make = Callable[..., Retriever]
 
@@ -245,6 +246,7 @@ from training.catalog import Catalog
 from training.config import FitConfig
 from training.fit import adapt
 from training.interactions import Interactions
+from training.optimizer import adamw
 
 folder = Path(sys.argv[1])
 interactions = Interactions.read(folder / "interactions.csv", Catalog.read(folder / "catalog.csv"))

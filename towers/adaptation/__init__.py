@@ -1,5 +1,6 @@
 """Ways to adapt a text encoder that train few weights, one a file, all with one interface."""
 
+from towers.adaptation.adalora import AdaLoRA
 from towers.adaptation.adapters import Adapters
 from towers.adaptation.base import Adaptation
 from towers.adaptation.bitfit import BitFit
@@ -11,6 +12,7 @@ from towers.adaptation.top_layers import TopLayers
 __all__ = [
     "ALL_KERNELS",
     "QUERY_VALUE",
+    "AdaLoRA",
     "Adaptation",
     "Adapters",
     "BitFit",

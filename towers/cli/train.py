@@ -11,6 +11,19 @@ import click
 from towers.cli.lexical import Lexical, lexical_option, lexical_scorer
 from towers.cli.output import emit, json_option, progress_bars, say
 
+# As in `training.config`, which is not imported for `--help`.
+METHODS = [
+    "full",
+    "linear",
+    "lora",
+    "adalora",
+    "bitfit",
+    "top",
+    "adapters",
+    "prefix",
+    "zero-shot",
+]
+
 
 @click.command("train", short_help="Adapt towers to a shop's interactions.")
 @click.option("--catalog", required=True, type=click.Path(), help="Catalogue file.")
@@ -18,7 +31,7 @@ from towers.cli.output import emit, json_option, progress_bars, say
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Run folder.")
 @click.option("--encoder", help="Installed encoder, checkpoint folder or keras-hub preset.")
 @click.option("--shots", type=int, help="Draw this many positive pairs; all if not given.")
-@click.option("--method", type=click.Choice(["zero-shot", "full"]), help="How to adapt.")
+@click.option("--method", type=click.Choice(METHODS), help="How to adapt; docs/methods.md.")
 @lexical_option("auto (the default): chosen from the shots; off: cosine alone.")
 @click.option("--min-grade", type=int, help="Lowest grade of a positive pair.")
 @click.option("--item-text", help='Item text, as in "{title}[ by {brand}][. {description}]".')
@@ -101,11 +114,14 @@ def _report(output: Path, metrics: dict[str, Any]) -> str:
     ]
     if fit["held_out"]:
         scores = " ".join(f"{score:.3f}" for score in fit["held_out"])
+        when = "and after each epoch" if fit["losses"] else "and after, cross-validated"
         lines.append(
-            f"nDCG@10 on {fit['held_out_queries']} held-out queries, before training and after "
-            f"each epoch: {scores}"
+            f"nDCG@10 on {fit['held_out_queries']} held-out queries, before training {when}: "
+            f"{scores}"
         )
-        kept = fit["best_epoch"]
-        lines.append(f"Kept epoch {kept}" if kept else "No epoch beat zero-shot: kept zero-shot")
+        kept = f"epoch {fit['best_epoch']}" if fit["losses"] else "the map"
+        lines.append(f"Kept {kept if fit['best_epoch'] else 'zero-shot, which nothing beat'}")
+        if fit["share"] < 1:
+            lines.append(f"Kept {fit['share']:.0%} of the way from zero-shot to adapted")
     lines.append(f"Model written to {output}")
     return "\n".join(lines)

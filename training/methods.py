@@ -1,0 +1,104 @@
+"""The methods of adaptation by name: what each trains, and how fast."""
+
+from __future__ import annotations
+
+from towers.adaptation import (
+    ALL_KERNELS,
+    QUERY_VALUE,
+    AdaLoRA,
+    Adaptation,
+    Adapters,
+    BitFit,
+    LoRA,
+    PrefixTuning,
+    TopLayers,
+)
+from towers.errors import InputError
+from towers.losses import InBatchSoftmax
+from towers.text_encoder import TextEncoder
+from towers.two_tower import TwoTower
+from training.config import FitConfig, Method
+
+# Peak learning rates where the configuration has none. Few weights that start at nothing need a
+# higher rate than many that are near their goal.
+LEARNING_RATES: dict[Method, float] = {
+    "full": 5e-5,
+    "top": 5e-5,
+    "lora": 2e-3,
+    "adalora": 2e-3,
+    "bitfit": 1e-3,
+    "adapters": 1e-3,
+    "prefix": 1e-2,
+}
+
+
+def with_learning_rate(config: FitConfig, method: Method) -> FitConfig:
+    """The configuration with the method's own learning rate where it has none."""
+    if config.learning_rate is not None:
+        return config
+    return config.model_copy(update={"learning_rate": LEARNING_RATES[method]})
+
+
+def make_adaptation(method: Method, config: FitConfig) -> Adaptation | None:
+    """What to attach to an encoder; None for a method that trains all weights."""
+    if method == "lora":
+        return LoRA(config.rank, alpha=config.alpha, kernels=_kernels(config))
+    if method == "adalora":
+        start = -(-3 * config.rank // 2)  # the paper's: half as much again as is left in the end
+        return AdaLoRA(start, alpha=config.alpha, kernels=_kernels(config))
+    if method == "bitfit":
+        return BitFit()
+    if method == "top":
+        return TopLayers(config.top_layers)
+    if method == "adapters":
+        return Adapters(config.bottleneck)
+    if method == "prefix":
+        return PrefixTuning(config.prefix_length)
+    return None
+
+
+def _kernels(config: FitConfig) -> tuple[str, ...]:
+    return ALL_KERNELS if config.kernels == "all" else QUERY_VALUE
+
+
+def require_suitable(model: TwoTower, method: Method, config: FitConfig) -> None:
+    """Raises `InputError` where towers cannot be adapted as configured."""
+    for tower in (model.query_tower, model.item_tower):
+        if tower.without_adaptation().adaptation is not None:
+            raise InputError("towers that have adapters or prefixes cannot be adapted once more")
+        layers = len(tower.backbone.transformer_layers)
+        if method == "top" and config.top_layers > layers:
+            raise InputError(f"top_layers is {config.top_layers}; the encoder has {layers} layers")
+
+
+def trainable_copy(model: TwoTower, method: Method, config: FitConfig) -> TwoTower:
+    """A model of the same function that `fit` adapts as configured."""
+
+    def adapted(tower: TextEncoder) -> TextEncoder:
+        return tower.without_adaptation().with_adaptation(make_adaptation(method, config))
+
+    query_tower = adapted(model.query_tower)
+    if config.towers == "query":
+        item_tower = model.item_tower.without_adaptation().with_adaptation(None)
+    else:
+        item_tower = query_tower if model.shared else adapted(model.item_tower)
+    copy = TwoTower(
+        query_tower,
+        item_tower,
+        loss=InBatchSoftmax(symmetric=config.symmetric),
+        temperature=config.temperature,
+        learn_temperature=config.learn_temperature,
+    ).with_dtype(config.mixed_precision)
+    if config.towers == "query":
+        for weight in copy.item_tower.weights:
+            weight.trainable = False
+    return copy
+
+
+def finished(model: TwoTower) -> TwoTower:
+    """The trained model in float32, merged where that is possible, with nothing frozen."""
+    model = model.with_dtype("float32")
+    towers = [model.query_tower] if model.shared else [model.query_tower, model.item_tower]
+    plain = [tower.without_adaptation() for tower in towers]
+    plain = [tower if tower.trainable_weights else tower.with_adaptation(None) for tower in plain]
+    return model.with_towers(*plain)
