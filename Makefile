@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 # Benchmarks, "+" for a space. See benchmarks/README.md for the data they need.
-BENCHMARKS := tokenization.py encoding.py training_time.py latency.py lexical.py \
+BENCHMARKS := tokenization.py encoding.py training_time.py latency.py lexical.py lexical_weight.py \
 	adaptation.py+--peer-seeds+3 adaptation.py+--dataset+esci
 
 .PHONY: help setup demo test test-all lint bench clean

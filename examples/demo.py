@@ -54,9 +54,9 @@ def main() -> None:
         *("train", *data, SHOP / "train.csv", "--output", RUN / "adapted"),
     )
     for title, name, options in (
-        ("zero-shot", "zero", ()),
-        ("adapted", "adapted", ()),
-        ("adapted, a little of the words' score", "adapted", ("--lexical", 0.1)),
+        ("zero-shot towers alone", "zero", ("--lexical", "off")),
+        ("adapted towers alone", "adapted", ("--lexical", "off")),
+        ("adapted towers and words, weighed by training", "adapted", ()),
     ):
         step(
             f"Quality on queries never seen: {title}",
