@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from adaptation import ITEM_LENGTH, sentence_transformers
 from reporting import arguments, homedepot, judgements, report
@@ -28,8 +29,8 @@ def main() -> None:
     pairs = draw_shots(train, options.shots, seed=0)
     retriever = Retriever.from_preset(text=TextSettings("{title}", 32, ITEM_LENGTH["homedepot"]))
 
-    def ours(held_out: float) -> float:
-        config = FitConfig(held_out=held_out, patience=5)
+    def ours(held_out: float, **fit: Any) -> float:
+        config = FitConfig(held_out=held_out, patience=5, **fit)
         with tempfile.TemporaryDirectory() as folder:
             return adapt(retriever, pairs, texts, config, folder=Path(folder)).seconds
 
@@ -37,6 +38,8 @@ def main() -> None:
         "sentence-transformers": sentence_transformers(pairs, texts, 0)[1],
         "ours, all pairs": ours(0.0),
         "ours, a tenth held out": ours(0.1),
+        "ours, all pairs, mixed_bfloat16": ours(0.0, mixed_precision="mixed_bfloat16"),
+        "ours, a tenth held out, mixed_bfloat16": ours(0.1, mixed_precision="mixed_bfloat16"),
     }
     peer = seconds["sentence-transformers"]
     rows = [

@@ -20,10 +20,10 @@ _CACHE = "item_vectors"
 precision_option = click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
-    default="float32",
+    default="auto",
     show_default=True,
-    help="Of encoding the catalogue. bfloat16 is faster where the processor has it and moves "
-    "scores by up to .005; auto uses it there.",
+    help="Of encoding the catalogue. bfloat16 doubles the speed where the processor has it and "
+    "moves scores by up to .004 (cosine .9999); auto uses it there.",
 )
 
 
