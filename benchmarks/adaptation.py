@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from reporting import arguments, esci, homedepot, judgements, report
@@ -17,7 +17,7 @@ from reporting import arguments, esci, homedepot, judgements, report
 from towers import DEFAULT_PRESET, Retriever, TextSettings
 from towers.checkpoint import resolve_preset
 from towers.encoding import fast_dtype
-from training.config import TrainConfig
+from training.config import Method, TrainConfig
 from training.evaluation import evaluate
 from training.fit import adapt
 from training.interactions import Interactions
@@ -41,6 +41,9 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="*", default=[512])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--peer-seeds", type=int, default=0, help="sentence-transformers too")
+    parser.add_argument(
+        "--methods", nargs="+", choices=get_args(Method), default=["full"], help="docs/methods.md"
+    )
     parser.add_argument("--config", help="training configuration, TOML or JSON")
     options = parser.parse_args()
     name = options.dataset
@@ -61,15 +64,21 @@ def main() -> None:
 
     rows: list[dict[str, Any]] = [_row("zero-shot", 0, [ours(zero_shot)], [0.0])]
     for shots in options.shots:
-        names = ["ours, full", *(["sentence-transformers"] if options.peer_seeds else [])]
+        ours_by_method = {method: f"ours, {method}" for method in options.methods}
+        peers = ["sentence-transformers"] if options.peer_seeds else []
+        names = [*ours_by_method.values(), *peers]
         systems: dict[str, list[dict[str, float]]] = {system: [] for system in names}
         seconds: dict[str, list[float]] = {system: [] for system in names}
         for seed in range(options.seeds):
             pairs = draw_shots(train, shots, seed=seed, min_grade=MIN_GRADE[name])
-            with tempfile.TemporaryDirectory() as folder:
-                result = adapt(zero_shot, pairs, texts, config, folder=Path(folder), seed=seed)
-            seconds["ours, full"].append(result.seconds)
-            systems["ours, full"].append(ours(result.retriever))
+            for method, system in ours_by_method.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    where = Path(folder)
+                    result = adapt(
+                        zero_shot, pairs, texts, config, method=method, folder=where, seed=seed
+                    )
+                seconds[system].append(result.seconds)
+                systems[system].append(ours(result.retriever))
             if seed < options.peer_seeds:
                 model, spent = sentence_transformers(pairs, texts, seed)
                 model.max_seq_length = ITEM_LENGTH[name]

@@ -65,7 +65,7 @@ class RankBudgetAdamW(keras.optimizers.AdamW):
         )
         gradient_of = {id(v): g for v, g in zip(variables, grads, strict=True)}
         scores = self._observe(gradient_of)
-        budget = self.budget(ops.cast(self.iterations, "float32"))
+        budget = self.budget(self.iterations)
         super().apply(grads, trainable_variables)
         ranked = ops.sort(ops.concatenate([ops.reshape(score, (-1,)) for score in scores]))
         place = ops.shape(ranked)[0] - ops.cast(budget, "int32")
@@ -78,6 +78,7 @@ class RankBudgetAdamW(keras.optimizers.AdamW):
         """Number of triplets that may be left after a step (equation 12), a float without rest."""
         first = sum(_count(triplet) for triplet in self._triplets())
         begin, end = _START * self.steps, (1.0 - _END) * self.steps
+        step = ops.cast(ops.convert_to_tensor(step), "float32")
         left = 1.0 - ops.clip((step - begin) / max(end - begin, 1.0), 0.0, 1.0)
         return ops.round(self.final_budget + (first - self.final_budget) * left**3)
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from towers.adaptation import (
     ALL_KERNELS,
+    AdaLoRA,
     Adaptation,
     Adapters,
     BitFit,
@@ -23,6 +24,7 @@ from towers.adaptation import (
 from towers.errors import InputError
 from towers.retriever import Retriever
 from towers.text_encoder import TextEncoder
+from towers.text_graph import TextGraph
 from towers.two_tower import TwoTower
 
 Make = Callable[..., Retriever]
@@ -35,6 +37,7 @@ METHODS: dict[str, Callable[[], Adaptation]] = {
     "top": lambda: TopLayers(1),
     "lora": lambda: LoRA(3, alpha=6.0),
     "lora-all": lambda: LoRA(4, kernels=ALL_KERNELS),
+    "adalora": lambda: AdaLoRA(4, alpha=2.0),
     "adapters": lambda: Adapters(5),
     "prefix": lambda: PrefixTuning(6),
 }
@@ -43,6 +46,7 @@ PARAMETERS = {
     "top": 1 * (4 * H * H + 2 * H * M + 9 * H + M),
     "lora": L * 3 * 2 * (H + H),
     "lora-all": L * 4 * (4 * (H + H) + 2 * (H + M)),
+    "adalora": L * 2 * (4 * (H + H) + 4),
     "adapters": L * (2 * (2 * H * 5 + H + 5) + 4 * H),
     "prefix": L * (2 * H * 6 + HEADS),
 }
@@ -89,6 +93,7 @@ def test_pretrained_counts() -> None:
     assert 2 * (4 * width**2 + 2 * width * inner + 9 * width + inner) == 3_548_928
     assert 6 * 8 * 2 * 2 * width == 73_728
     assert 6 * 8 * (4 * 2 * width + 2 * (width + inner)) == 331_776
+    assert 6 * 2 * (12 * 2 * width + 12) == 110_736
     assert 6 * (2 * (2 * width * 32 + width + 32) + 4 * width) == 309_120
     assert 6 * (2 * width * 16 + 12) == 73_800
 
@@ -142,6 +147,18 @@ def test_save_and_load(
     np.testing.assert_array_equal(tower(batch()), encoder(batch()))
     texts = ["red mug", "garden hose"]
     np.testing.assert_array_equal(again.encode_queries(texts), retriever.encode_queries(texts))
+
+
+@pytest.mark.parametrize("method", ["adapters", "prefix"])
+def test_export_of_what_cannot_be_merged(
+    method: str, plain: TextEncoder, make_tiny_retriever: Make
+) -> None:
+    base = make_tiny_retriever()
+    encoder = shaken(plain.with_adaptation(METHODS[method]()))
+    retriever = Retriever(TwoTower(encoder), base.tokenizer, base.text)
+    texts = ["red mug", "garden hose, 20 m"]
+    exported = TextGraph(retriever).embed_queries(tf.constant(texts))
+    np.testing.assert_allclose(exported, retriever.encode_queries(texts), atol=1e-5)
 
 
 def test_scale_zero_is_the_encoder_without_its_own_weights(name: str, plain: TextEncoder) -> None:
@@ -271,6 +288,33 @@ def test_lora_by_the_paper(method: str, plain: TextEncoder) -> None:
         return w + factor * lora.a[name].numpy()[layer] @ lora.b[name].numpy()[layer]
 
     assert_computes(encoder, kernel=kernel)
+
+
+def test_adalora_by_the_paper(plain: TextEncoder) -> None:
+    encoder = shaken(plain.with_adaptation(METHODS["adalora"]()))
+    adalora = encoder.adaptation
+
+    def kernel(layer: int, name: str, w: np.ndarray) -> np.ndarray:
+        if name not in ("query", "value"):
+            return w
+        left, right = adalora.left[name].numpy()[layer], adalora.right[name].numpy()[layer]
+        return w + 2.0 / 4 * left @ np.diag(adalora.values[name].numpy()[layer]) @ right
+
+    assert_computes(encoder, kernel=kernel)
+
+
+def test_adalora_stays_orthonormal_by_its_penalty(plain: TextEncoder) -> None:
+    encoder = plain.with_adaptation(METHODS["adalora"]())
+    assert len(encoder.losses) == 4  # two matrices of each of two kernels
+    np.testing.assert_allclose(sum(encoder.losses), 0.0, atol=1e-8)
+    shaken(encoder)
+    expected = 0.0
+    for left, _, right in encoder.adaptation.triplets():
+        for p, q in zip(left.numpy(), right.numpy(), strict=True):
+            expected += 0.1 * (
+                ((p.T @ p - np.eye(4)) ** 2).sum() + ((q @ q.T - np.eye(4)) ** 2).sum()
+            )
+    np.testing.assert_allclose(sum(encoder.losses), expected, rtol=1e-5)
 
 
 def test_adapters_by_the_paper(plain: TextEncoder) -> None:

@@ -124,7 +124,9 @@ def test_a_run_of_one_step_is_not_all_warm_up() -> None:
 
 
 def test_gradients_are_clipped_together() -> None:
-    optimizer = adamw(FitConfig(clip_norm=0.5, weight_decay=0, warmup=0), steps=10)
+    optimizer = adamw(
+        FitConfig(learning_rate=5e-5, clip_norm=0.5, weight_decay=0, warmup=0), steps=10
+    )
     variables = [keras.Variable(np.zeros(2, np.float32)), keras.Variable(np.zeros(1, np.float32))]
     optimizer.build(variables)
     optimizer.apply([np.array([300.0, 0.0], np.float32), np.array([400.0], np.float32)])
