@@ -18,6 +18,8 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving.loading import load_export
 from towers import Retriever
+from towers.cli.lexical import lexical_scorer
+from towers.encoding import fast_dtype
 from training.catalog import Catalog
 from training.train import render_items
 
@@ -86,8 +88,13 @@ def test_all_ways_to_ask_give_the_same_answer(
 ) -> None:
     catalog = Catalog.read(SHOP / "catalog.csv")
     retriever = Retriever.load(shop["base"] / "run" / "model")
-    items = retriever.encode_items(render_items(retriever.template, catalog))
-    scores = retriever.encode_queries(golden_texts) @ items.T
+    texts = render_items(retriever.template, catalog)
+    items = retriever.encode_items(texts, dtype=fast_dtype())  # as --precision auto
+    cosine = retriever.encode_queries(golden_texts) @ items.T
+    words = lexical_scorer(retriever.template, catalog)(golden_texts)
+    weight = shop["train"]["lexical"]["weight"]  # what training chose by itself
+    assert shop["export"]["lexical_weight"] == weight > 0
+    scores = (1 - weight) * cosine + weight * words
     best = -np.sort(-scores, axis=1)[:, :10]
     row_of = {item: row for row, item in enumerate(catalog.item_ids)}
 
@@ -142,7 +149,7 @@ def test_a_new_export_is_served_without_a_restart(
     smaller = tmp_path / "catalog.csv"
     smaller.write_text("\n".join(lines[:4]) + "\n")
     run = tmp_path / "run"
-    towers(
+    trained = towers(
         *("train", *shop["data"], SHOP / "train.csv", "--output", run, "--method", "zero-shot"),
         *("--encoder", shop["encoder"], "--config", shop["base"] / "config.toml"),
         *("--lexical", "auto"),
@@ -152,7 +159,7 @@ def test_a_new_export_is_served_without_a_restart(
         *("--output", shop["base"] / "saved_models" / NAME),
     )
     assert export["version"] == shop["export"]["version"] + 1
-    assert export["lexical_weight"] == 0.6  # as trained
+    assert export["lexical_weight"] == trained["lexical"]["weight"] > 0
     address = server.grpc
     for _ in range(60):
         answer = towers("query", "x", "--model", NAME, "--server", address)
