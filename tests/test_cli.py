@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import ir_measures
 import numpy as np
 import pytest
@@ -437,12 +439,64 @@ def test_failures_are_1_without_a_traceback(
         run(fail)
 
 
-def test_interrupting_is_1(capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
+def test_a_file_that_ends_too_early_is_no_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    @click.command()
+    def read() -> None:
+        raise EOFError("no data left")
 
-    assert run(interrupt) == 1
-    assert capsys.readouterr().err == "Interrupted.\n"
+    assert run(lambda: read.main([], standalone_mode=False)) == 1
+    assert "Failed: EOFError: no data left\n" in capsys.readouterr().err
+
+
+def test_an_interrupted_training_says_so_and_goes_on_later(
+    shop: Path, tmp_path: Path, towers: Callable[..., Answer]
+) -> None:
+    run_folder = tmp_path / "run"
+    arguments = ["train", *data(shop), "--config", shop / "config.toml", "--epochs", 3]
+    arguments += ["--output", run_folder]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "towers", *map(str, arguments)], stderr=subprocess.PIPE, text=True
+    )
+    said = ""
+    for line in running.stderr:
+        said += line
+        if "judged pairs" in line:  # the data are read: the work begins
+            running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=60) == 130
+    running.stderr.close()
+    assert said.endswith("Interrupted.\n")
+    assert "Traceback" not in said
+    assert not (run_folder / "metrics.json").exists()
+    assert [path for path in run_folder.rglob("*") if path.suffix == ".tmp"] == []
+    answer = towers(*arguments)
+    assert answer.status == 0, answer.err
+    assert Retriever.load(run_folder / "model").embedding_dim == 32
+
+
+# Python drops what a destructor or a callback raises, a KeyboardInterrupt too.
+_DROPPED = """
+import signal, sys, time
+from towers.cli import run
+from towers.cli.interrupt import insistent_interrupts
+
+class Callback:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def work():
+    with insistent_interrupts():
+        Callback()
+        time.sleep(60)
+
+sys.exit(run(work))
+"""
+
+
+def test_an_interrupt_that_is_dropped_comes_again() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _DROPPED], capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
 
 
 def test_exit_codes_of_the_process(shop: Path, model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 import click
 
 from towers import __version__
+from towers.cli.interrupt import insistent_interrupts
 from towers.errors import InputError
 
 # Before TensorFlow is imported by any verb: its C++ side greets its user with a page of notices.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+_INTERRUPTED = 128 + signal.SIGINT
 
 _VERBS = {
     "train": "Adapt towers to a shop's interactions.",
@@ -50,34 +54,47 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and ends the process.
 
-    Exit status 0: done; 1: failed; 2: bad usage or bad input.
+    Exit status 0: done; 1: failed; 2: bad usage or bad input; 130: interrupted (Ctrl-C).
     """
-    sys.exit(run(lambda: cli.main(arguments, prog_name="towers", standalone_mode=False)))
+
+    def action() -> Any:
+        with insistent_interrupts():
+            return cli.main(arguments, prog_name="towers", standalone_mode=False)
+
+    status = run(action)
+    if status == _INTERRUPTED:
+        # What was interrupted cleaned up after itself. Libraries that were half imported, or whose
+        # threads wait for each other, may never end by themselves.
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def run(action: Callable[[], Any]) -> int:
     """Runs an action and turns what it raises into a message and an exit status."""
     try:
         status = action()
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # which click takes for an interruption
+            return _failed(error.__cause__)
         click.echo("Interrupted.", err=True)
-        return 1
+        return _INTERRUPTED
     except click.ClickException as error:
         error.show()
         return 2
     except InputError as error:
         click.echo(f"Error: {error}", err=True)
         return 2
-    except KeyboardInterrupt:
-        click.echo("Interrupted.", err=True)
-        return 1
     except Exception as error:
-        if os.environ.get("TOWERS_TRACEBACK"):
-            raise
-        click.echo(
-            f"Failed: {type(error).__name__}: {error}\n"
-            "(TOWERS_TRACEBACK=1 shows where this happened.)",
-            err=True,
-        )
-        return 1
+        return _failed(error)
     return status if isinstance(status, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    if os.environ.get("TOWERS_TRACEBACK"):
+        raise error
+    click.echo(
+        f"Failed: {type(error).__name__}: {error}\n(TOWERS_TRACEBACK=1 shows where this happened.)",
+        err=True,
+    )
+    return 1
