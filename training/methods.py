@@ -26,9 +26,9 @@ LEARNING_RATES: dict[Method, float] = {
     "top": 5e-5,
     "lora": 2e-3,
     "adalora": 2e-3,
-    "bitfit": 1e-3,
+    "bitfit": 3e-3,
     "adapters": 1e-3,
-    "prefix": 1e-2,
+    "prefix": 3e-2,
 }
 
 

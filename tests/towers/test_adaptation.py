@@ -298,7 +298,9 @@ def test_adalora_by_the_paper(plain: TextEncoder) -> None:
         if name not in ("query", "value"):
             return w
         left, right = adalora.left[name].numpy()[layer], adalora.right[name].numpy()[layer]
-        return w + 2.0 / 4 * left @ np.diag(adalora.values[name].numpy()[layer]) @ right
+        return (
+            w + 2.0 / 4 * math.sqrt(H) * left @ np.diag(adalora.values[name].numpy()[layer]) @ right
+        )
 
     assert_computes(encoder, kernel=kernel)
 

@@ -52,13 +52,15 @@ class Orthogonality(keras.regularizers.Regularizer):
 
 @keras.saving.register_keras_serializable(package="towers")
 class AdaLoRA(LowRankAdaptation):
-    """Adds ``alpha / rank * P diag(v) Q`` to kernels, with ``v`` zero at first.
+    """Adds ``alpha / rank * sqrt(m) * P diag(v) Q`` to kernels, with ``v`` zero at first.
 
     A penalty keeps the columns of ``P`` and the rows of ``Q`` orthonormal, as in a singular value
     decomposition, so that entries of ``v`` can be set to zero one by one. `training.rank_budget`
     does that while training goes on: kernels that gain more keep more. ``P`` and ``Q`` start
-    orthonormal (the paper: Gaussian, which costs many steps of training to mend). A kernel of ``n``
-    inputs and ``m`` outputs costs ``rank (n + m + 1)`` weights.
+    orthonormal (the paper: Gaussian, which costs many steps of training to mend). Adam moves every
+    weight by about the learning rate, and where LoRA's ``B`` has ``m`` entries a rank, ``v`` has
+    one: the root of ``m`` (not in the paper) lets both go as far in a step, and leaves importance
+    as it is. A kernel of ``n`` inputs and ``m`` outputs costs ``rank (n + m + 1)`` weights.
 
     Reference: Zhang et al. 2023, "AdaLoRA", https://arxiv.org/abs/2303.10512, section 3.
 
@@ -106,8 +108,9 @@ class AdaLoRA(LowRankAdaptation):
 
     def update(self, name: str, layer: int) -> LowRank:
         """The update of one kernel of one layer."""
-        values = self.values[name][layer] * (self.alpha / self.rank)
-        return LowRank(self.left[name][layer] * values, self.right[name][layer])
+        right = self.right[name]
+        values = self.values[name][layer] * (self.alpha / self.rank * right.shape[-1] ** 0.5)
+        return LowRank(self.left[name][layer] * values, right[layer])
 
     def scale(self, factor: float) -> None:
         """Scales the updates."""
