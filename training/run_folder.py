@@ -31,6 +31,8 @@ from training.catalog import Catalog
 from training.config import TrainConfig
 from training.interactions import Interactions
 
+_FOLDERS = ("model", "checkpoints", "tensorboard")
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -115,9 +117,22 @@ class RunFolder:
 
     @property
     def lexical_weight(self) -> float:
-        """The weight of the lexical score that the run was given or chose."""
-        metrics = json.loads((self.path / "metrics.json").read_text("utf-8"))
-        return float(metrics["lexical"]["weight"])
+        """The weight of the lexical score that the run was given or chose.
+
+        0 for a run that was made before there was one.
+
+        Raises:
+            InputError: ``metrics.json`` is damaged.
+        """
+        path = self.path / "metrics.json"
+        try:
+            metrics = json.loads(path.read_text("utf-8"))
+            return float(metrics["lexical"]["weight"]) if "lexical" in metrics else 0.0
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{path} is damaged: it should hold the lexical weight as "
+                '{"lexical": {"weight": 0.5}}; give one with --lexical, or train again'
+            ) from error
 
     def load_retriever(self) -> Retriever:
         """The adapted towers."""
@@ -134,6 +149,25 @@ class RunFolder:
         self.write_json("metrics.json", metrics)
         # Three times the model's size, and a finished run is not taken up again.
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    def discard(self) -> None:
+        """Removes an unfinished run, so that another can be made in its place.
+
+        For a run that can never be finished: taken up again it would fail again, and in its folder
+        a run of better settings would be refused. What is not the run's own stays.
+
+        Raises:
+            ValueError: the run is finished.
+        """
+        if self.is_finished:
+            raise ValueError(f"{self.path} holds a finished run")
+        for name in _FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        # `run.json` last: a kill in between leaves a run that can be taken up.
+        for name in ("shots.csv", "config.json", "run.json"):
+            (self.path / name).unlink(missing_ok=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def write_json(self, name: str, value: object) -> None:
         """Writes a JSON file, whole or not at all."""

@@ -118,3 +118,55 @@ def test_no_run(tmp_path: Path) -> None:
         RunFolder.existing(tmp_path / "missing")
     with pytest.raises(InputError, match="holds no finished training run"):
         RunFolder.existing(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "weight"),
+    [
+        ('{"fit": null}', 0.0),  # of a version without a lexical score
+        ('{"lexical": {"weight": 0.4, "reason": "so"}}', 0.4),
+        ('{"lexical": {"weight": 1}}', 1.0),
+    ],
+)
+def test_the_lexical_weight(tmp_path: Path, metrics: str, weight: float) -> None:
+    (tmp_path / "metrics.json").write_text(metrics, "utf-8")
+    assert RunFolder.existing(tmp_path).lexical_weight == weight
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    ['{"lexical": {}}', '{"lexical": null}', '{"lexical": {"weight": "much"}}', "{", "3"],
+)
+def test_damaged_metrics(tmp_path: Path, metrics: str) -> None:
+    (tmp_path / "metrics.json").write_text(metrics, "utf-8")
+    with pytest.raises(InputError, match=r"metrics\.json is damaged: .*--lexical"):
+        _ = RunFolder.existing(tmp_path).lexical_weight
+
+
+def test_a_discarded_run_leaves_room_for_another(
+    tmp_path: Path, catalog: Catalog, pairs: Interactions
+) -> None:
+    run = RunFolder.open(tmp_path / "run", TrainConfig(), catalog, pairs)
+    for name in ("checkpoints", "tensorboard", "model"):
+        (run.path / name / "deep").mkdir(parents=True)
+        (run.path / name / "deep" / "file").write_text("")
+    (run.path / "shots.csv").write_text("")  # killed while it was being finished
+    run.discard()
+    assert not run.path.exists()
+    other = RunFolder.open(tmp_path / "run", TrainConfig(seed=1), catalog, pairs)
+    assert other.config.seed == 1
+
+
+def test_discarding_removes_the_runs_own_files_only(
+    tmp_path: Path, catalog: Catalog, pairs: Interactions, tiny_retriever: Retriever
+) -> None:
+    run = RunFolder.open(tmp_path / "run", TrainConfig(), catalog, pairs)
+    (run.path / "notes.txt").write_text("mine")
+    run.discard()
+    assert [path.name for path in run.path.iterdir()] == ["notes.txt"]
+
+    finished = RunFolder.open(tmp_path / "finished", TrainConfig(), catalog, pairs)
+    finished.finish(tiny_retriever, pairs.positives(), {})
+    with pytest.raises(ValueError, match="holds a finished run"):
+        finished.discard()
+    assert finished.load_retriever().embedding_dim == 32
