@@ -25,6 +25,7 @@ _VERBS = {
     "export": "Write a SavedModel with its index.",
     "serve": "Serve an export over gRPC and REST.",
     "query": "Ask a running server.",
+    "report": "Compare methods over numbers of shots, as a page.",
 }
 
 
