@@ -129,7 +129,7 @@ def test_every_verb_has_help(verb: str, towers: Callable[..., Answer]) -> None:
         (["train"], "Missing option '--catalog'"),
         (["train", "--colour", "red"], "No such option"),
         (["train", "--shots", "many"], "'many' is not a valid integer"),
-        (["train", "--method", "magic"], "'magic' is not one of 'full', 'linear', 'lora'"),
+        (["train", "--method", "magic"], "'magic' is not one of 'auto', 'full', 'linear', 'lora'"),
         (["evaluate", "--gains", "0,one"], "expected one number a grade"),
         (["evaluate", "--depth", "0"], "0 is not in the range x>=1"),
         (["export", "--index", "tree"], "'tree' is not one of 'auto', 'exact', 'scann'"),
@@ -151,7 +151,8 @@ def test_train_and_evaluate_print_one_json_object(
 ) -> None:
     output = tmp_path / "run"
     arguments = [*data(shop), "--output", output, "--config", shop / "config.toml"]
-    trained = towers("train", *arguments, "--shots", 6, "--epochs", 1, "--seed", 3, "--json")
+    options = ("--method", "full", "--shots", 6, "--epochs", 1, "--seed", 3, "--json")
+    trained = towers("train", *arguments, *options)
     assert trained.status == 0, trained.err
     metrics = json.loads(trained.out)
     assert (metrics["output"], metrics["shots"], metrics["method"]) == (str(output), 6, "full")

@@ -44,7 +44,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory, tiny_preset: str) -> dict[str
     data = ("--catalog", SHOP / "catalog.csv", "--interactions")
     train = towers(
         *("train", *data, SHOP / "train.csv", "--output", base / "run", "--encoder", tiny_preset),
-        *("--config", config, "--epochs", 1, "--learning-rate", 1e-3, "--shots", 64),
+        *("--config", config, "--method", "full", "--epochs", 1),
+        *("--learning-rate", 1e-3, "--shots", 64),
     )
     export = towers(
         *("export", "--model", base / "run", "--catalog", SHOP / "catalog.csv"),

@@ -9,7 +9,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from towers.losses import InBatchSoftmax, accidental_hits, known_positives
+from towers.losses import (
+    InBatchSoftmax,
+    ScoreDistillation,
+    accidental_hits,
+    known_positives,
+)
 from towers.text_encoder import TextEncoder
 
 # A learned temperature stays at or above this: logits of unit vectors stay within +-100
@@ -34,13 +39,16 @@ class TwoTower(keras.Model):
     | `positive_ids`             | int `[B, P]`       | known positives of a query, padded by -1 |
     | `item_log_probability`     | float `[B]`        | log sampling probability (logQ)          |
     | `negative_log_probability` | float `[M]`        | the same for `negatives`                 |
+    | `ignored`                  | bool `[B, B + M]`  | further items that are no negatives      |
+    | `teacher_scores`           | float `[B, B + M]` | a teacher's scores, to be distilled      |
 
     All but the first two are optional; `positive_ids` need `item_ids`, and with `negatives`, ids
     and probabilities are given for both kinds of item or for neither. `item_ids` keep an item that
     stands in the batch twice, or twice with the same text, from being its own negative;
     `positive_ids` (of the first kind of id) do that for further positives of a query, and make them
-    positives of it where the loss has `multi_positive`. Targets `y` are not used; `sample_weight`
-    is float `[B]`.
+    positives of it where the loss has `multi_positive`. `teacher_scores` are used where there is a
+    `distillation`. Targets `y` are not used; `sample_weight` is float `[B]` and weighs the queries
+    of `loss`; the distillation counts all queries alike.
 
     `model(x)` returns `{"query": [B, d], "item": [B + M, d]}`, unit rows, the negatives last.
 
@@ -50,6 +58,7 @@ class TwoTower(keras.Model):
         loss: a loss on embeddings with the call of `towers.losses.InBatchSoftmax`.
         temperature: divisor of the cosines; the start value if learned.
         learn_temperature: make the temperature a trainable weight.
+        distillation: a second loss, added where a batch has `teacher_scores`.
 
     Raises:
         ValueError: towers of different width, or a temperature that is not above 0.
@@ -68,6 +77,7 @@ class TwoTower(keras.Model):
         loss: InBatchSoftmax | None = None,
         temperature: float = 0.05,
         learn_temperature: bool = False,
+        distillation: ScoreDistillation | None = None,
         **kwargs: Any,
     ) -> None:
         # The towers' policy: under mixed_float16, `compile` then adds loss scaling.
@@ -82,6 +92,7 @@ class TwoTower(keras.Model):
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0; got {temperature}")
         self.embedding_loss = InBatchSoftmax(symmetric=True) if loss is None else loss
+        self.distillation = distillation
         self.start_temperature = temperature
         self.learn_temperature = learn_temperature
         if learn_temperature:
@@ -144,6 +155,9 @@ class TwoTower(keras.Model):
                 # A second copy of an item is masked, not a second target.
                 own = ops.eye(n_queries, ops.shape(first_kind)[0], dtype="bool")
                 positives = (positives & ~ignored) | own
+        if "ignored" in x:
+            further = ops.cast(x["ignored"], "bool")
+            ignored = further if ignored is None else ignored | further
         loss = self.embedding_loss(
             y_pred["query"],
             y_pred["item"],
@@ -153,6 +167,8 @@ class TwoTower(keras.Model):
             candidate_log_probability=_join(x, "item_log_probability", "negative_log_probability"),
             sample_weight=sample_weight,
         )
+        if self.distillation is not None and "teacher_scores" in x:
+            loss = loss + self.distillation(y_pred["query"], y_pred["item"], x["teacher_scores"])
         for penalty in self.losses:  # regularisers and add_loss of the towers
             loss = loss + ops.cast(penalty, "float32")
         return loss
@@ -175,6 +191,7 @@ class TwoTower(keras.Model):
             loss=self.embedding_loss,
             temperature=self.start_temperature,
             learn_temperature=self.learn_temperature,
+            distillation=self.distillation,
         )
         if self.learn_temperature:
             twin.log_temperature.assign(self.log_temperature)
@@ -190,14 +207,15 @@ class TwoTower(keras.Model):
             "loss": serialize(self.embedding_loss),
             "temperature": self.start_temperature,
             "learn_temperature": self.learn_temperature,
+            "distillation": serialize(self.distillation),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TwoTower:
         """Rebuilds the model from `get_config`."""
         config = dict(config)
-        for key in ("query_tower", "item_tower", "loss"):
-            config[key] = keras.saving.deserialize_keras_object(config[key])
+        for key in ("query_tower", "item_tower", "loss", "distillation"):
+            config[key] = keras.saving.deserialize_keras_object(config.get(key))
         return cls(**config)
 
 

@@ -16,6 +16,8 @@ from training.interactions import Interactions
 # Batches are cut from stretches of this many batches, sorted by length inside: long enough to save
 # most padding, short enough that an epoch differs from the last one.
 _STRETCH = 8
+_SMALL_BATCH = 8
+_MOST_PASSES = 4
 
 
 def plan_batches(
@@ -57,6 +59,38 @@ def plan_batches(
         shuffled = rng.permutation(int(query.max()) + 1)[query]
         order, batch = np.argsort(shuffled, kind="stable"), np.arange(n_pairs) % n_batches
     return [order[batch == number] for number in rng.permutation(n_batches)]
+
+
+def plan_epoch(
+    query: np.ndarray,
+    length: np.ndarray,
+    batch_size: int,
+    rng: np.random.Generator,
+    *,
+    min_steps: int = 1,
+    repeat_queries: bool = False,
+) -> list[np.ndarray]:
+    """Cuts the pairs into batches as `plan_batches` does, few pairs several times over.
+
+    A handful of pairs would fill a batch or two, and training would end after as many steps.
+    Where there are fewer batches than `min_steps`, batches become smaller, down to 8 pairs, and
+    pairs come again, up to four times.
+
+    Args:
+        min_steps: number of batches to come near to.
+        query, length, batch_size, rng, repeat_queries: as of `plan_batches`.
+
+    Returns:
+        Arrays of pair numbers, every pair in equally many. Their number depends on the pairs alone.
+    """
+    thin = -(-len(query) * _MOST_PASSES // min_steps)
+    size = min(batch_size, max(_SMALL_BATCH, thin))
+    batches = list[np.ndarray]()
+    for _ in range(_MOST_PASSES):
+        batches += plan_batches(query, length, size, rng, repeat_queries=repeat_queries)
+        if len(batches) >= min_steps:
+            break
+    return batches
 
 
 def _separate_queries(query: np.ndarray, batch: np.ndarray, order: np.ndarray) -> bool:
@@ -102,6 +136,7 @@ class PairBatches:
         seed: see above.
         repeat_queries: let a batch hold several positives of one query.
         catalog_negatives: items drawn from the whole catalogue for each batch, as extra negatives.
+        min_steps: batches an epoch, see `plan_epoch`.
     """
 
     retriever: Retriever
@@ -111,6 +146,7 @@ class PairBatches:
     seed: int = 0
     repeat_queries: bool = False
     catalog_negatives: int = 0
+    min_steps: int = 1
     epoch: int = 0
 
     def __post_init__(self) -> None:
@@ -151,11 +187,12 @@ class PairBatches:
     def plan(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch as arrays of pair numbers."""
         rng = np.random.default_rng([self.seed, epoch])
-        return plan_batches(
+        return plan_epoch(
             self.pairs.query_row,
             self._length,
             self.batch_size,
             rng,
+            min_steps=self.min_steps,
             repeat_queries=self.repeat_queries,
         )
 

@@ -14,8 +14,18 @@ from towers.checkpoint import DEFAULT_PRESET
 from towers.errors import InputError
 
 Method = Literal[
-    "zero-shot", "full", "linear", "lora", "adalora", "bitfit", "top", "adapters", "prefix"
+    "zero-shot",
+    "full",
+    "linear",
+    "lora",
+    "adalora",
+    "bitfit",
+    "top",
+    "adapters",
+    "prefix",
+    "distilled",
 ]
+"""What is trained."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -52,6 +62,8 @@ class FitConfig(_Section):
 
     Attributes:
         epochs: passes over the pairs, at most.
+        min_steps: steps of an epoch to come near to with few pairs, which then come in smaller
+            batches, and up to four times.
         batch_size: pairs a batch; the other items of a batch are a query's negatives.
         learning_rate: peak of the schedule: linear warm-up, cosine decay; the method's own if
             absent.
@@ -66,12 +78,15 @@ class FitConfig(_Section):
         min_held_out: with fewer held-out queries than this none are kept back: a choice by so few
             would be a coin toss, and each is worth more in training.
         patience: epochs without a better held-out score before training ends.
-        mixed_precision: compute dtype policy, for example ``mixed_bfloat16``.
+        mixed_precision: compute dtype policy; ``auto``: ``mixed_bfloat16`` where the device
+            multiplies bfloat16 natively, else ``float32``.
         towers: ``both``, or ``query`` alone: items keep their vectors, and an index of them stays
             valid.
         interpolate: try weights between zero-shot and adapted on the held-out queries, and keep the
             best: true for 0, .25, .5, .75 and 1, or a list of shares of the way.
         layer_decay: factor of the learning rate from each layer to the one below; 1 for none.
+        distillation: of ``distilled``: weight of the teacher's loss beside that of the pairs.
+        pseudo_queries: of ``distilled``: number of queries made from titles.
         rank: of ``lora``, and of ``adalora`` on the average in the end.
         alpha: of both: scale of the update, divided by the rank.
         kernels: of both: ``query_value``, or ``all`` kernels of the layers.
@@ -81,6 +96,7 @@ class FitConfig(_Section):
     """
 
     epochs: int = Field(5, ge=1)
+    min_steps: int = Field(16, ge=1)
     batch_size: int = Field(32, ge=2)
     learning_rate: float | None = Field(None, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1)
@@ -93,10 +109,12 @@ class FitConfig(_Section):
     held_out: float = Field(0.1, ge=0, lt=1)
     min_held_out: int = Field(16, ge=1)
     patience: int = Field(2, ge=1)
-    mixed_precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    mixed_precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
     towers: Literal["both", "query"] = "both"
     interpolate: bool | list[Share] = False
     layer_decay: float = Field(1.0, gt=0, le=1)
+    distillation: float = Field(1.0, ge=0)
+    pseudo_queries: int = Field(1500, ge=16)
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
     kernels: Literal["query_value", "all"] = "query_value"
@@ -116,8 +134,8 @@ class TrainConfig(_Section):
     """All that decides a training run, data aside.
 
     Attributes:
-        method: ``zero-shot`` (nothing trained), ``full`` (all weights) or one that trains few;
-            docs/methods.md has them all.
+        method: ``auto`` (chosen by held-out shots), ``zero-shot`` (nothing trained), ``full`` (all
+            weights) or one that trains few; docs/methods.md has them all.
         shots: number of positive pairs to draw; all if absent.
         min_grade: lowest grade of a positive pair.
         lexical: weight of the lexical score in the final one, from 0 to 1; ``auto`` to choose it
@@ -127,7 +145,7 @@ class TrainConfig(_Section):
         fit: the adaptation.
     """
 
-    method: Method = "full"
+    method: Method | Literal["auto"] = "auto"
     shots: int | None = Field(None, ge=1)
     min_grade: int = Field(1, ge=1)
     lexical: Literal["auto", "off"] | Annotated[float, Field(ge=0, le=1)] = "auto"

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from towers.encoding import Progress
 from towers.errors import InputError
 from towers.interpolation import interpolate
 from towers.retriever import Retriever
 from training.batches import PairBatches
-from training.checkpoints import Checkpoints
 from training.config import FitConfig, Method
+from training.distillation import distil
 from training.held_out import CandidatePool
 from training.interactions import Interactions
+from training.lexical_weight import LexicalScorer, choose_lexical_weight
 from training.linear import fit_linear
+from training.loop import train_epochs
 from training.methods import finished, require_suitable, trainable_copy, with_learning_rate
-from training.optimizer import adamw
 from training.shots import split_by_query
 
 
@@ -65,35 +65,6 @@ class FitResult:
         return {**values, "losses": losses, "interpolation": list(map(list, self.interpolation))}
 
 
-class EpochOrder(keras.callbacks.Callback):
-    """Tells the batches which epoch begins, so that its order depends on nothing else."""
-
-    def __init__(self, batches: PairBatches) -> None:
-        super().__init__()
-        self.batches = batches
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Sets the epoch."""
-        self.batches.epoch = epoch
-
-
-class StepProgress(keras.callbacks.Callback):
-    """Passes Keras's count of steps on as (steps done, steps in all)."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__()
-        self.progress, self.epoch = progress, 0
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Notes the epoch."""
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Reports."""
-        steps = self.params["steps"]
-        self.progress(self.epoch * steps + batch + 1, self.params["epochs"] * steps)
-
-
 def adapt(
     retriever: Retriever,
     pairs: Interactions,
@@ -103,6 +74,8 @@ def adapt(
     method: Method = "full",
     folder: Path,
     judgements: Interactions | None = None,
+    titles: Sequence[str] | None = None,
+    lexical: LexicalScorer | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -123,6 +96,9 @@ def adapt(
         folder: for checkpoints and TensorBoard's event files.
         judgements: all judgements known of the queries of `pairs`; the held-out score ranks by
             their grades. `pairs` if None.
+        titles: for ``distilled``: what queries are made from, of every catalogue row; the item
+            texts if None.
+        lexical: for ``distilled``, which needs it: the lexical score.
         seed: decides the split, the order and dropout.
         progress: told (steps done, steps in all).
         callbacks: further Keras callbacks.
@@ -142,7 +118,8 @@ def adapt(
         )
     config = with_learning_rate(config, method)
     keras.utils.set_random_seed(seed)
-    model = trainable_copy(retriever.model, method, config)
+    first: Method = "full" if method == "distilled" else method
+    model = trainable_copy(retriever.model, first, config)
     zero_shot, retriever = retriever, Retriever(model, retriever.tokenizer, retriever.text)
 
     train, held_out = _hold_out(pairs, judgements or pairs, config, seed)
@@ -153,44 +130,44 @@ def adapt(
         batch_size=config.batch_size,
         seed=seed,
         catalog_negatives=config.catalog_negatives,
+        min_steps=config.min_steps,
     )
     pool = CandidatePool(held_out, item_texts, seed=seed) if held_out is not None else None
-    checkpoints = Checkpoints(folder / "checkpoints", retriever, pool, patience=config.patience)
-    own: list[keras.callbacks.Callback] = [
-        EpochOrder(batches),
-        checkpoints,
-        keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False),
-    ]
-    if progress is not None:
-        own.append(StepProgress(progress))
-
-    dataset = batches.dataset()
-    model.compile(optimizer=adamw(config, config.epochs * int(dataset.cardinality()), model))
     start = time.perf_counter()
-    done = checkpoints.resume()
-    if not checkpoints.is_over:
-        model.fit(
-            dataset,
-            epochs=config.epochs,
-            initial_epoch=done,
-            callbacks=[*own, *callbacks],
-            shuffle=False,  # the batches come shuffled
-            verbose=0,
-        )
-    checkpoints.restore_best()
-    if not all(np.isfinite(weight).all() for weight in model.get_weights()):
-        raise InputError(
-            f"training diverged with learning rate {config.learning_rate:g}: choose a lower one"
-        )
+    checkpoints = train_epochs(
+        retriever, batches, config, folder=folder, pool=pool, progress=progress, callbacks=callbacks
+    )
     adapted = Retriever(finished(model), retriever.tokenizer, retriever.text)
+    losses, scores, best_epoch = checkpoints.losses, checkpoints.scores, checkpoints.best_epoch
+    if method == "distilled":
+        if lexical is None:
+            raise InputError("method distilled needs the lexical score of the catalogue")
+        weight = choose_lexical_weight(
+            zero_shot, train, item_texts, lexical, adapted=adapted, seed=seed
+        ).weight
+        adapted, second = distil(
+            adapted,
+            train,
+            item_texts,
+            config,
+            titles=item_texts if titles is None else titles,
+            lexical=lexical,
+            lexical_weight=weight,
+            folder=folder,
+            pool=pool,
+            seed=seed,
+            progress=progress,
+        )
+        best_epoch = len(losses) + second.best_epoch if second.best_epoch else best_epoch
+        losses, scores = losses + second.losses, scores + second.scores[1:]
     share, interpolation = 1.0, list[tuple[float, float]]()
-    if pool is not None and config.shares and checkpoints.best_epoch:
+    if pool is not None and config.shares and best_epoch:
         adapted, share, interpolation = _interpolated(zero_shot, adapted, config.shares, pool)
     return FitResult(
         retriever=adapted,
-        losses=checkpoints.losses,
-        held_out=checkpoints.scores,
-        best_epoch=checkpoints.best_epoch,
+        losses=losses,
+        held_out=scores,
+        best_epoch=best_epoch,
         share=share,
         interpolation=interpolation,
         pairs=len(train),

@@ -26,7 +26,8 @@ PRIOR_WEIGHT = 0.25
 _TEMPERATURE = 0.07
 _PRIOR_SPREAD = 0.1
 _WEIGHTS = np.arange(21) / 20
-_CANDIDATES = 5_000
+CANDIDATES = 5_000
+"""Items that queries are ranked against."""
 _MAX_QUERIES = 1_000
 _QUERIES_AT_A_TIME = 64
 
@@ -86,7 +87,7 @@ def choose_lexical_weight(
         return LexicalChoice(PRIOR_WEIGHT, "no shots to choose it from")
     queries = np.random.default_rng(seed).permutation(len(shots.queries))[:_MAX_QUERIES]
     shots = shots.select_queries(queries)
-    pool = CandidatePool(shots, item_texts, size=_CANDIDATES, seed=seed)
+    pool = CandidatePool(shots, item_texts, size=CANDIDATES, seed=seed)
     towers = [retriever] if adapted is None else [retriever, adapted]
     cosines = [  # [queries, candidates] each
         _cosine(one, shots.queries, pool.texts, _part(progress, place, len(towers)))
@@ -100,7 +101,10 @@ def choose_lexical_weight(
     gains[shots.query_row, np.searchsorted(pool.rows, shots.item_row)] = shots.grade
 
     weight = likeliest_weight(cosines, lexical, gains > 0)
-    ndcg = {w: _ndcg(fused(cosines[0], lexical, w), gains) for w in sorted({0.0, weight, 1.0})}
+    ndcg = {
+        w: float(ndcg_by_query(fused(cosines[0], lexical, w), gains).mean())
+        for w in sorted({0.0, weight, 1.0})
+    }
     count = len(shots.queries)
     return LexicalChoice(
         weight=weight,
@@ -171,9 +175,14 @@ def _part(progress: Progress | None, place: int, parts: int) -> Progress | None:
     return lambda done, total: progress(place * total + done, parts * total)
 
 
-def _ndcg(scores: np.ndarray, gains: np.ndarray) -> float:
-    """Mean nDCG@10, ties to the earlier item."""
+def ndcg_by_query(scores: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """nDCG@10, ``[queries]``; ties to the earlier item.
+
+    Args:
+        scores: ``[queries, items]``.
+        gains: ``[queries, items]``, 0 where an item is not relevant.
+    """
     best = np.argsort(-scores, axis=1, kind="stable")[:, :10]
     query, item = np.nonzero(gains)
     ideal = ideal_dcg_at_k(query, gains[query, item], len(gains), 10)
-    return float(ndcg_at_k(np.take_along_axis(gains, best, axis=1), ideal, 10).mean())
+    return ndcg_at_k(np.take_along_axis(gains, best, axis=1), ideal, 10)

@@ -13,8 +13,9 @@ from towers.adaptation import (
     PrefixTuning,
     TopLayers,
 )
+from towers.encoding import fast_dtype
 from towers.errors import InputError
-from towers.losses import InBatchSoftmax
+from towers.losses import InBatchSoftmax, ScoreDistillation
 from towers.text_encoder import TextEncoder
 from towers.two_tower import TwoTower
 from training.config import FitConfig, Method
@@ -22,7 +23,8 @@ from training.config import FitConfig, Method
 # Peak learning rates where the configuration has none. Few weights that start at nothing need a
 # higher rate than many that are near their goal.
 LEARNING_RATES: dict[Method, float] = {
-    "full": 5e-5,
+    "full": 1e-4,
+    "distilled": 1e-4,
     "top": 5e-5,
     "lora": 2e-3,
     "adalora": 2e-3,
@@ -88,11 +90,18 @@ def trainable_copy(model: TwoTower, method: Method, config: FitConfig) -> TwoTow
         loss=InBatchSoftmax(symmetric=config.symmetric),
         temperature=config.temperature,
         learn_temperature=config.learn_temperature,
-    ).with_dtype(config.mixed_precision)
+        distillation=ScoreDistillation(config.distillation) if method == "distilled" else None,
+    ).with_dtype(_policy(config))
     if config.towers == "query":
         for weight in copy.item_tower.weights:
             weight.trainable = False
     return copy
+
+
+def _policy(config: FitConfig) -> str:
+    if config.mixed_precision == "auto":
+        return "mixed_bfloat16" if fast_dtype() == "bfloat16" else "float32"
+    return config.mixed_precision
 
 
 def finished(model: TwoTower) -> TwoTower:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from towers.encoding import Progress
+from towers.interpolation import interpolate
 from towers.item_text import ItemTemplate
 from towers.retriever import Retriever, TextSettings
+from training.auto import choose_method
 from training.catalog import Catalog
-from training.config import EncoderConfig, TrainConfig
+from training.config import EncoderConfig, Method, TrainConfig
 from training.fit import adapt
 from training.interactions import Interactions
 from training.lexical_weight import LexicalChoice, LexicalScorer, choose_lexical_weight
@@ -33,8 +36,9 @@ def train(
     lexical: LexicalIndexer | None = None,
     progress: Progress | None = None,
     lexical_progress: Progress | None = None,
+    choice_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Draws shots, adapts towers, chooses the lexical weight and writes a run folder.
+    """Draws shots, chooses a method, adapts towers, weighs words and writes a run folder.
 
     Args:
         config: all settings.
@@ -44,6 +48,7 @@ def train(
         lexical: the lexical score that the weight ``auto`` is chosen for; without one it is 0.
         progress: told (steps done, steps in all) while training.
         lexical_progress: told (items done, items in all) while the weight is chosen.
+        choice_progress: told (steps done, steps in all) while the method is chosen.
 
     Returns:
         What ``metrics.json`` holds.
@@ -60,50 +65,88 @@ def train(
     template = _template(config.encoder, catalog)
     texts = render_items(template, catalog)
     retriever = build_retriever(config, template)  # before the folder is made: it may be refused
-    require_suitable(retriever.model, config.method, config.fit)
+    method: Method = "full" if config.method == "auto" else config.method
+    require_suitable(retriever.model, method, config.fit)
     run = RunFolder.open(output, config, catalog, interactions)
     metrics: dict[str, Any] = {
         "method": config.method,
         "items": len(catalog),
         "shots": len(shots),
         "shot_queries": len(shots.queries),
+        "choice": None,
         "lexical": {},
         "fit": None,
     }
     adapted: Retriever | None = None
-    if config.method != "zero-shot":
-        names = set(shots.queries)
-        known = [row for row, query in enumerate(interactions.queries) if query in names]
-        # With a draw of shots, judgements that were not drawn are not known either.
-        judgements = shots if config.shots is not None else interactions.select_queries(known)
+    scorer = None if lexical is None else lexical(template, catalog)
+    names = set(shots.queries)
+    known = [row for row, query in enumerate(interactions.queries) if query in names]
+    # With a draw of shots, judgements that were not drawn are not known either.
+    judgements = shots if config.shots is not None else interactions.select_queries(known)
+    titles = [title or "" for title in catalog.column(template.columns[0])]
+    weight = None if config.lexical == "auto" else _number(config.lexical)
+    fit, share = config.fit, 1.0
+    lexical_choice: LexicalChoice | None = None
+    if config.method == "auto":
+        choice = choose_method(
+            retriever,
+            shots,
+            texts,
+            fit,
+            folder=output / "checkpoints" / "auto",
+            judgements=judgements,
+            titles=titles,
+            lexical=scorer,
+            weight=weight,
+            seed=config.seed,
+            progress=choice_progress,
+        )
+        metrics |= {"method": choice.method, "choice": choice.as_dict()}
+        method, share = choice.method, choice.share
+        # The choice was made; what was held out for it is trained on now.
+        fit = fit.model_copy(update={"held_out": 0.0, "interpolate": False})
+        lexical_choice = LexicalChoice(
+            choice.lexical_weight, f"chosen with the method, on {choice.queries} held-out queries"
+        )
+    if method != "zero-shot":
         result = adapt(
             retriever,
             shots,
             texts,
-            config.fit,
-            method=config.method,
+            fit,
+            method=method,
             folder=output,
             judgements=judgements,
+            titles=titles,
+            lexical=scorer,
             seed=config.seed,
             progress=progress,
         )
+        if share < 1:
+            result = replace(
+                result, retriever=interpolate(retriever, result.retriever, share), share=share
+            )
         adapted, metrics["fit"] = result.retriever, result.as_dict()
-    if config.lexical == "auto" and lexical is not None:
-        choice = choose_lexical_weight(
+    if weight is not None or scorer is None:
+        lexical_choice = LexicalChoice(weight or 0.0, "not chosen from the shots")
+    elif lexical_choice is None or not metrics["choice"]["queries"]:
+        lexical_choice = choose_lexical_weight(
             retriever,
             shots,
             texts,
-            lexical(template, catalog),
+            scorer,
             adapted=adapted,
             seed=config.seed,
             progress=lexical_progress,
         )
-    else:
-        weight = 0.0 if isinstance(config.lexical, str) else config.lexical
-        choice = LexicalChoice(weight, "not chosen from the shots")
-    metrics["lexical"] = choice.as_dict()
+    metrics["lexical"] = lexical_choice.as_dict()
     run.finish(adapted or retriever, shots, metrics)
     return metrics
+
+
+def _number(weight: float | str) -> float:
+    """A weight as a number; ``off`` is 0."""
+    return 0.0 if isinstance(weight, str) else weight
 
 
 def build_retriever(config: TrainConfig, template: ItemTemplate) -> Retriever:

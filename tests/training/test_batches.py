@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from towers.retriever import Retriever, TextSettings
-from training.batches import PairBatches, plan_batches
+from training.batches import PairBatches, plan_batches, plan_epoch
 from training.catalog import Catalog
 from training.interactions import Interactions
 
@@ -78,6 +78,35 @@ def test_batches_of_like_length_save_padding(per_query: int) -> None:
     shuffled = padded_tokens(np.array_split(rng.permutation(1024), 32))
     assert planned < 0.75 * shuffled
     assert planned < 1.25 * length.sum()
+
+
+@pytest.mark.parametrize(
+    ("n_pairs", "batch_size", "min_steps", "steps", "times"),
+    [
+        (8, 32, 16, 4, 4),  # a batch of 8, four times and no more
+        (32, 32, 16, 16, 4),  # four of 8, four times
+        (128, 32, 16, 16, 4),  # four of 32, four times
+        (300, 32, 16, 20, 2),  # ten of 30, twice
+        (512, 32, 16, 16, 1),
+        (2000, 32, 16, 63, 1),
+        (32, 4, 16, 16, 2),  # smaller batches, where they are asked for
+        (32, 32, 1, 1, 1),
+    ],
+)
+def test_few_pairs_come_several_times(
+    n_pairs: int, batch_size: int, min_steps: int, steps: int, times: int
+) -> None:
+    batches = plan_epoch(
+        np.arange(n_pairs),
+        np.ones(n_pairs, int),
+        batch_size,
+        np.random.default_rng(0),
+        min_steps=min_steps,
+    )
+    assert len(batches) == steps
+    assert max(map(len, batches)) <= batch_size
+    assert np.bincount(np.concatenate(batches)).tolist() == [times] * n_pairs
+    assert all(len(set(batch.tolist())) == len(batch) for batch in batches)
 
 
 @pytest.fixture

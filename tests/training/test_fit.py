@@ -52,7 +52,13 @@ def pairs(tmp_path: Path, tiny_catalog: dict[str, list[str]]) -> Interactions:
 
 
 RECIPE = FitConfig(
-    epochs=3, batch_size=8, learning_rate=1e-3, held_out=0.25, min_held_out=4, patience=3
+    epochs=3,
+    min_steps=1,
+    batch_size=8,
+    learning_rate=1e-3,
+    held_out=0.25,
+    min_held_out=4,
+    patience=3,
 )
 
 

@@ -47,6 +47,7 @@ def test_a_whole_run(
 ) -> None:
     config = TrainConfig.read(
         None,
+        method="full",
         shots=12,
         min_grade=2,
         seed=4,
@@ -61,7 +62,7 @@ def test_a_whole_run(
         tmp_path / "run",
         progress=lambda done, total: steps.append((done, total)),
     )
-    assert steps == [(1, 2), (2, 2)]
+    assert steps == [(n, 8) for n in range(1, 9)]  # 12 pairs in batches of 6, four times
     assert metrics["method"] == "full"
     assert (metrics["items"], metrics["shots"], metrics["shot_queries"]) == (8, 12, 12)
     fit = metrics["fit"]
@@ -186,3 +187,49 @@ def test_item_texts(catalog: Catalog) -> None:
     assert texts[0] == "Electric kettle 1.7 l by Harrow"
     assert texts[3] == "Red mug"  # an empty cell is no brand
     assert np.array(texts).shape == (8,)
+
+
+def test_auto_tells_what_it_tried_and_keeps_what_it_chose(
+    tmp_path: Path, tiny_preset: str, catalog: Catalog, pairs: Interactions
+) -> None:
+    """Words that know every answer leave nothing to gain: zero-shot, and a heavy lexical weight."""
+    told: list[tuple[int, int]] = []
+    metrics = train(
+        TrainConfig.read(None, encoder={"preset": tiny_preset, **ENCODER}, fit={"epochs": 1}),
+        catalog,
+        pairs,
+        tmp_path / "run",
+        lexical=words_of_titles,
+        choice_progress=lambda done, total: told.append((done, total)),
+    )
+    choice = metrics["choice"]
+    assert [trial["method"] for trial in choice["trials"]] == [
+        *("zero-shot", "linear", "full", "full")
+    ]
+    assert choice["queries"] == 20
+    assert choice["trials"][0]["ndcg"] == pytest.approx(1)
+    assert (metrics["method"], metrics["fit"]) == ("zero-shot", None)
+    assert metrics["lexical"]["weight"] == choice["lexical_weight"] > 0.3
+    assert metrics["lexical"]["reason"] == "chosen with the method, on 20 held-out queries"
+    assert told[-1][0] == told[-1][1]
+    run = RunFolder.existing(tmp_path / "run")
+    untrained = Retriever.from_preset(tiny_preset, text=run.load_retriever().text)
+    assert run.load_retriever().fingerprint() == untrained.fingerprint()
+    assert not (run.path / "checkpoints").exists()
+
+
+def test_auto_trains_on_all_shots_what_it_chose(
+    tmp_path: Path,
+    tiny_preset: str,
+    catalog: Catalog,
+    pairs: Interactions,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("training.auto.expected_gain", lambda differences: (0.1, 0.0))
+    config = TrainConfig.read(
+        None, encoder={"preset": tiny_preset, **ENCODER}, fit={"epochs": 1, "held_out": 0.5}
+    )
+    metrics = train(config, catalog, pairs, tmp_path / "run")
+    assert metrics["method"] == "linear"  # the first of equals
+    assert metrics["fit"]["pairs"] == 20
+    assert metrics["lexical"]["weight"] == 0

@@ -13,6 +13,7 @@ from towers.cli.output import emit, json_option, progress_bars, say
 
 # As in `training.config`, which is not imported for `--help`.
 METHODS = [
+    "auto",
     "full",
     "linear",
     "lora",
@@ -21,6 +22,7 @@ METHODS = [
     "top",
     "adapters",
     "prefix",
+    "distilled",
     "zero-shot",
 ]
 
@@ -96,6 +98,7 @@ def command(
             judgements,
             output,
             lexical=lexical_scorer,
+            choice_progress=partial(progress, "Choosing the method"),
             progress=partial(progress, "Training"),
             lexical_progress=partial(progress, "Choosing the lexical weight"),
         )
@@ -103,12 +106,14 @@ def command(
 
 
 def _report(output: Path, metrics: dict[str, Any]) -> str:
-    fit, lexical = metrics["fit"], metrics["lexical"]
-    weight = f"Lexical weight {lexical['weight']:g}: {lexical['reason']}"
+    fit, lexical, choice = metrics["fit"], metrics["lexical"], metrics["choice"]
+    lines = [f"Lexical weight {lexical['weight']:g}: {lexical['reason']}"]
+    if choice is not None:
+        share = f", {choice['share']:.0%} of the way" if 0 < choice["share"] < 1 else ""
+        lines.insert(0, f"Method {choice['method']}{share}: {choice['reason']}")
     if fit is None:
-        return f"{weight}\nZero-shot towers written to {output}"
-    lines = [
-        weight,
+        return "\n".join([*lines, f"Zero-shot towers written to {output}"])
+    lines += [
         f"Trained {fit['trained_parameters']:,} parameters on {fit['pairs']:,} pairs "
         f"in {fit['seconds']:.1f} s",
     ]

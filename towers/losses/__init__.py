@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from towers.losses.in_batch_softmax import InBatchSoftmax, in_batch_softmax
 from towers.losses.masks import accidental_hits, known_positives, same_query
+from towers.losses.score_distillation import ScoreDistillation, score_distillation
 
 __all__ = [
     "InBatchSoftmax",
+    "ScoreDistillation",
     "accidental_hits",
     "in_batch_softmax",
     "known_positives",
     "same_query",
+    "score_distillation",
 ]

@@ -1,0 +1,293 @@
+"""The choice of method: what the shots themselves say about each, on queries it did not see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from towers.encoding import Progress, fast_dtype
+from towers.interpolation import interpolate
+from towers.retriever import Retriever
+from training.config import FitConfig, Method
+from training.fit import adapt
+from training.held_out import CandidatePool
+from training.interactions import Interactions
+from training.lexical_weight import (
+    CANDIDATES,
+    LexicalScorer,
+    fused,
+    likeliest_weight,
+    ndcg_by_query,
+)
+
+# With this many queries a quarter of them judges well enough, and one training is enough.
+_ENOUGH_QUERIES = 128
+_HELD_OUT_FOLDS = 4
+_FEW_FOLDS = 2
+_SHARES = (0.5, 1.0)
+# Before any evidence: what training was worth on validation queries of three shops, and how much
+# that differed; docs/auto.md. The spread is that of one query's gain, known as from ten of them.
+_PRIOR_GAIN = 0.01  # from 32 queries on; nothing at 8 or fewer
+_PRIOR_SPREAD = 0.03
+# Less is not worth the risk.
+_LEAST_GAIN = 0.005
+_QUERY_SPREAD = 0.25
+_QUERY_SPREAD_COUNT = 10
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How one candidate did on the queries held out of its training.
+
+    Attributes:
+        method: what was trained.
+        share: of the way from zero-shot to adapted.
+        lexical_weight: the weight that its vectors go best with.
+        ndcg: mean nDCG@10 of the fused score.
+        gain: mean over queries of the difference from zero-shot.
+        error: standard error of `gain`.
+        expected: gain to be expected on other queries: `gain`, drawn to what is known of the method
+            from elsewhere the more, the fewer queries there are.
+    """
+
+    method: Method
+    share: float
+    lexical_weight: float
+    ndcg: float
+    gain: float = 0.0
+    error: float = 0.0
+    expected: float = 0.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method, and why.
+
+    Attributes:
+        method: the chosen one.
+        share: of the way from zero-shot to adapted.
+        lexical_weight: of the lexical score in the final one.
+        reason: one line for people.
+        queries: number of held-out queries behind the choice.
+        trials: all candidates, zero-shot first.
+    """
+
+    method: Method
+    share: float
+    lexical_weight: float
+    reason: str
+    queries: int
+    trials: list[Trial]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for `json.dumps`."""
+        return asdict(self)
+
+
+def choose_method(
+    retriever: Retriever,
+    pairs: Interactions,
+    item_texts: Sequence[str],
+    config: FitConfig,
+    *,
+    folder: Path,
+    judgements: Interactions | None = None,
+    titles: Sequence[str] | None = None,
+    lexical: LexicalScorer | None = None,
+    weight: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Choice:
+    """Chooses between zero-shot, linear, full and half of full, by held-out shot queries.
+
+    Each candidate is trained without some of the queries and ranks these among 5,000 items, words
+    and towers together: all queries in turn, in two folds, or one quarter where there are 128
+    queries or more. Words are weighed anew for each candidate. Where they do not count at all,
+    `distilled` is a candidate too.
+
+    A few queries are a poor witness. Their mean gain is combined with what is known from other
+    catalogues, as two normal distributions are (a shrinkage estimate: Efron & Morris 1975), and the
+    candidate with the highest expected gain is taken: zero-shot where none is above .005.
+
+    Args:
+        retriever: the towers before training.
+        pairs: positive pairs.
+        item_texts: item text of every catalogue row.
+        config: the recipe; its shares to try and its held-out share are not used.
+        folder: for the checkpoints of the candidates.
+        judgements: all judgements known of the queries of `pairs`; `pairs` if None.
+        titles: see `training.fit.adapt`.
+        lexical: the lexical score; None for the towers alone.
+        weight: of the lexical score, if it is not to be chosen.
+        seed: decides folds, random items and training.
+        progress: told (steps done, steps in all).
+
+    Raises:
+        InputError: as `training.fit.adapt`.
+    """
+    if lexical is None:
+        weight = 0.0
+    judgements = judgements or pairs
+    folds = _folds(pairs, seed)
+    methods: list[Method] = ["linear", "full"]
+    if lexical is not None and weight == 0.0:
+        methods.append("distilled")
+    pool = CandidatePool(judgements, item_texts, size=CANDIDATES, seed=seed)
+    config = config.model_copy(update={"held_out": 0.0, "interpolate": False})
+    rows = np.concatenate(folds) if folds else np.arange(len(pairs.queries))
+    asked = [pairs.queries[row] for row in rows.tolist()]
+    words = _words(lexical, asked, pool.rows) if lexical is not None else None
+    gains = _gains(judgements, asked, pool.rows)
+    positive = _gains(pairs, asked, pool.rows) > 0
+
+    cosines: dict[tuple[Method, float], list[np.ndarray]] = {("zero-shot", 0.0): []}
+    steps = _Steps(progress, len(folds) * len(methods))
+    for number, fold in enumerate(folds):
+        held_out = [pairs.queries[row] for row in fold.tolist()]
+        train = pairs.select_queries(np.setdiff1d(np.arange(len(pairs.queries)), fold))
+        names = set(train.queries)
+        known = [row for row, query in enumerate(judgements.queries) if query in names]
+        cosines["zero-shot", 0.0].append(_cosine(retriever, held_out, pool.texts))
+        for method in methods:
+            result = adapt(
+                retriever,
+                train,
+                item_texts,
+                config,
+                method=method,
+                folder=folder / f"{method}-{number}",
+                judgements=judgements.select_queries(known),
+                titles=titles,
+                lexical=lexical,
+                seed=seed,
+                progress=steps.next(),
+            )
+            for share, towers in _on_the_way(retriever, result.retriever, method):
+                cosine = _cosine(towers, held_out, pool.texts)
+                cosines.setdefault((method, share), []).append(cosine)
+
+    if not folds:
+        cosines["zero-shot", 0.0].append(_cosine(retriever, asked, pool.texts))
+    trials, ndcg = list[Trial](), list[np.ndarray]()
+    for (method, share), parts in cosines.items():
+        cosine = np.concatenate(parts)
+        chosen = weight
+        if chosen is None:
+            assert words is not None
+            chosen = likeliest_weight([cosine], words, positive)
+        scores = cosine if words is None else fused(cosine, words, chosen)
+        ndcg.append(ndcg_by_query(scores, gains))
+        trials.append(_trial(method, share, chosen, ndcg[-1], ndcg[0]))
+    best = max(trials, key=lambda trial: trial.expected)
+    best = best if best.expected > _LEAST_GAIN else trials[0]
+    return Choice(
+        best.method,
+        best.share,
+        best.lexical_weight,
+        _reason(best, trials, len(asked)),
+        len(asked) if folds else 0,
+        trials,
+    )
+
+
+def expected_gain(differences: np.ndarray) -> tuple[float, float]:
+    """The gain to be expected from some queries' differences, and the standard error of their mean.
+
+    The differences are taken for a sample of a normal distribution. Its mean has a normal prior,
+    with mean 0 at 8 queries, rising with their logarithm to .01 at 32, and standard deviation .03.
+    Its spread is known before to be .25, as from ten queries.
+
+    Args:
+        differences: ``[queries]``, at least one.
+    """
+    n = len(differences)
+    mean = float(differences.mean())
+    scatter = float(((differences - mean) ** 2).sum())
+    prior = _QUERY_SPREAD_COUNT * _QUERY_SPREAD**2
+    variance = (scatter + prior) / (n - 1 + _QUERY_SPREAD_COUNT)
+    evidence, belief = n / variance, 1 / _PRIOR_SPREAD**2
+    before = _PRIOR_GAIN * min(max(math.log(n / 8) / math.log(4), 0.0), 1.0)
+    expected = (evidence * mean + belief * before) / (evidence + belief)
+    return expected, math.sqrt(variance / n)
+
+
+class _Steps:
+    """Joins the progress of several trainings into one; each counts alike."""
+
+    def __init__(self, progress: Progress | None, parts: int) -> None:
+        self.progress, self.parts, self.place = progress, parts, -1
+
+    def next(self) -> Progress | None:
+        self.place += 1
+        if self.progress is None:
+            return None
+        progress, place = self.progress, self.place
+        return lambda done, total: progress(place * total + done, self.parts * total)
+
+
+def _trial(
+    method: Method, share: float, weight: float, ndcg: np.ndarray, zero_shot: np.ndarray
+) -> Trial:
+    trial = Trial(method, share, weight, float(ndcg.mean()))
+    if method == "zero-shot":
+        return trial
+    expected, error = expected_gain(ndcg - zero_shot)
+    return replace(trial, gain=float((ndcg - zero_shot).mean()), error=error, expected=expected)
+
+
+def _reason(best: Trial, trials: list[Trial], queries: int) -> str:
+    if len(trials) == 1:
+        return "too few queries to try anything on: four or more are needed"
+    by_name = "; ".join(
+        f"{_name(trial)} {trial.ndcg:.3f}"
+        + (f" ({trial.gain:+.3f} ± {trial.error:.3f})" if trial.method != "zero-shot" else "")
+        for trial in trials
+    )
+    return f"nDCG@10 on {queries} queries held out of training: {by_name}"
+
+
+def _name(trial: Trial) -> str:
+    return trial.method if trial.share in (0.0, 1.0) else f"{trial.method} x {trial.share:g}"
+
+
+def _folds(pairs: Interactions, seed: int) -> list[np.ndarray]:
+    """Rows of queries to hold out together; none where there are too few queries."""
+    n = len(pairs.queries)
+    if n < 2 * _FEW_FOLDS:
+        return []
+    order = np.argsort(np.array(pairs.queries, dtype=object), kind="stable")
+    order = order[np.random.default_rng([seed, 9]).permutation(n)]
+    if n >= _ENOUGH_QUERIES:
+        return [order[::_HELD_OUT_FOLDS]]
+    return [order[start::_FEW_FOLDS] for start in range(_FEW_FOLDS)]
+
+
+def _on_the_way(
+    zero_shot: Retriever, adapted: Retriever, method: Method
+) -> Iterator[tuple[float, Retriever]]:
+    for share in _SHARES if method == "full" else (1.0,):
+        yield share, adapted if share == 1.0 else interpolate(zero_shot, adapted, share)
+
+
+def _cosine(retriever: Retriever, queries: Sequence[str], items: Sequence[str]) -> np.ndarray:
+    return retriever.encode_queries(queries) @ retriever.encode_items(items, dtype=fast_dtype()).T
+
+
+def _words(lexical: LexicalScorer, queries: Sequence[str], rows: np.ndarray) -> np.ndarray:
+    parts = [lexical(queries[start : start + 64])[:, rows] for start in range(0, len(queries), 64)]
+    return np.concatenate(parts)
+
+
+def _gains(judgements: Interactions, queries: Sequence[str], rows: np.ndarray) -> np.ndarray:
+    """Grades ``[queries, items]`` of the judged pairs, 0 elsewhere."""
+    place = {query: row for row, query in enumerate(queries)}
+    row = np.array([place.get(query, -1) for query in judgements.queries])[judgements.query_row]
+    gains = np.zeros((len(queries), len(rows)), np.float32)
+    known = row >= 0
+    gains[row[known], np.searchsorted(rows, judgements.item_row[known])] = judgements.grade[known]
+    return gains
