@@ -318,7 +318,7 @@ def test_a_missing_peer_is_told_and_refused_by_name(
 
 
 @pytest.mark.slow
-def test_the_peer_is_measured_as_itself(tmp_path: Path) -> None:
+def test_the_peer_is_measured_as_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     library = pytest.importorskip("sentence_transformers")
     pytest.importorskip("datasets")
     from towers.checkpoint import resolve_preset
@@ -327,11 +327,12 @@ def test_the_peer_is_measured_as_itself(tmp_path: Path) -> None:
     files = ("--catalog", shop / "catalog.csv", "--train", shop / "train.csv")
     options = ("--methods", "zero-shot", "--shots", "8", "--seeds", 1, "--precision", "float32")
     arguments = ("report", *files, "--test", shop / "valid.csv", *options)
-    assert call(*arguments, "--output", tmp_path) == 0
+    assert call(*arguments, "--output", tmp_path, "--json") == 0
+    json.loads(capsys.readouterr().out)
     measured = cell(tmp_path, "sentence-transformers", 8, 0)
     model = library.SentenceTransformer(resolve_preset("all-MiniLM-L6-v2"))
     assert measured["trained_parameters"] == sum(weight.numel() for weight in model.parameters())
-    assert {"sentence-transformers", "torch"} <= set(measured["packages"])
+    assert {"sentence-transformers", "torch", "keras"} <= set(measured["packages"])
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     means = {(p["view"], p["system"], p["shots"]): p["mean"] for p in report["points"]}
     peer = means["dense", "sentence-transformers", 8]

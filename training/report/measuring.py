@@ -27,7 +27,7 @@ from training.lexical_weight import (
 from training.report.cells import TITLES, Cell, Measurement, Ranking, View
 from training.report.memory import PeakMemory
 from training.report.plan import BM25, PEER, Task
-from training.report.sentence_transformers import FineTuned
+from training.report.sentence_transformers import FineTuned, versions
 from training.run_folder import RunFolder
 from training.search import top_k
 from training.shots import draw_shots
@@ -133,6 +133,7 @@ class Measurer:
             seconds=seconds,
             peak_memory=memory.bytes,
             training=training,
+            packages=package_versions() | versions(),
         )
 
     # What all of them do
@@ -182,9 +183,8 @@ class Measurer:
         return Measurement(
             views=dict(views),
             identity=self.task.identity(cell),
-            packages=package_versions(),
             when=datetime.now(UTC).isoformat(timespec="seconds"),
-            **facts,
+            **{"packages": package_versions()} | facts,
         )
 
     # What is computed once

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ def why_not(config: TrainConfig) -> str | None:
     return None
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that the peer's results depend on."""
+    return {name: version(name) for name in ("sentence-transformers", "torch", "transformers")}
+
+
 class FineTuned:
     """A sentence-transformers model with the settings of the towers' texts.
 
@@ -40,8 +46,12 @@ class FineTuned:
     """
 
     def __init__(self, config: TrainConfig) -> None:
+        import datasets
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
 
+        datasets.disable_progress_bars()  # those of the report are enough
+        logging.disable_progress_bar()
         self.encoder = config.encoder
         preset = resolve_preset(config.encoder.preset).removeprefix("hf://")
         self.model: Any = SentenceTransformer(preset)
@@ -66,6 +76,7 @@ class FineTuned:
         )
         from sentence_transformers.losses import MultipleNegativesSymmetricRankingLoss
         from sentence_transformers.training_args import BatchSamplers
+        from transformers import PrinterCallback
 
         self.model.max_seq_length = self.encoder.item_max_length
         prefix = self.encoder.query_prefix
@@ -74,24 +85,27 @@ class FineTuned:
             "positive": [item_texts[row] for row in pairs.item_row.tolist()],
         }
         with tempfile.TemporaryDirectory() as folder:
-            SentenceTransformerTrainer(
+            trainer = SentenceTransformerTrainer(
                 self.model,
                 SentenceTransformerTrainingArguments(
                     folder,
                     num_train_epochs=5,
                     per_device_train_batch_size=32,
                     learning_rate=2e-5,
-                    warmup_ratio=0.1,
+                    warmup_steps=0.1,  # a share, as below 1
                     batch_sampler=BatchSamplers.NO_DUPLICATES,
                     seed=seed,
                     report_to=[],
                     save_strategy="no",
                     logging_strategy="no",
                     disable_tqdm=True,
+                    dataloader_pin_memory=False,  # warns where there is no GPU
                 ),
                 Dataset.from_dict(columns),
                 loss=MultipleNegativesSymmetricRankingLoss(self.model),
-            ).train()
+            )
+            trainer.remove_callback(PrinterCallback)  # stdout is not its own
+            trainer.train()
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors, float32 ``[len(texts), d]``."""

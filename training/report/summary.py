@@ -138,7 +138,7 @@ def _peer(tests: Sequence[PairedTest]) -> list[str]:
     better = sum(test.is_significant and test.difference > 0 for test in against)
     worse = sum(test.is_significant and test.difference < 0 for test in against)
     return [
-        f"Of {len(against)} comparisons with {PEER} on the same shots, {better} are significantly "
+        f"Compared with {PEER} on the same shots, {len(against)} in all: {better} significantly "
         f"better, {worse} significantly worse."
     ]
 
