@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from serving.index.exhaustive import best_items
+
 DEFAULT_WEIGHT = 0.6
 """Of the lexical score where queries repeat the words of titles; see docs/lexical.md."""
-
-_MAX_ENTRIES = 1 << 24  # scores held at a time: 64 MiB a matrix
 
 
 def fuse(dense: tf.Tensor, lexical: tf.Tensor, weight: float | tf.Tensor) -> tf.Tensor:
@@ -46,10 +46,7 @@ def fused_top_k(
     weight: float | tf.Tensor,
     k: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The k items with the best fused scores, however many queries there are.
-
-    Queries are taken some at a time, so that a large batch over a large catalogue never needs the
-    whole score matrix. Of items with equal scores the one with the lower row comes first.
+    """The k items with the best fused scores, however many queries there are; see `best_items`.
 
     Args:
         queries: string ``[N]``.
@@ -63,27 +60,9 @@ def fused_top_k(
     Returns:
         Scores float32 and rows int32, ``[N, min(k, items)]``, best first.
     """
-    width = min(k, item_count)
-    step = max(1, _MAX_ENTRIES // item_count)
-
-    def more(
-        start: tf.Tensor, scores: tf.Tensor, rows: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        part = slice(start, start + step)
-        fused = fuse(dense_scores(embeddings[part]), lexical_scores(queries[part]), weight)
-        found = tf.math.top_k(fused, width)
-        scores = tf.concat([scores, found.values], axis=0)
-        return start + step, scores, tf.concat([rows, found.indices], axis=0)
-
-    _, scores, rows = tf.while_loop(
-        lambda start, *_: start < tf.shape(queries)[0],
-        more,
-        (tf.constant(0), tf.zeros([0, width]), tf.zeros([0, width], tf.int32)),
-        shape_invariants=(
-            tf.TensorShape([]),
-            tf.TensorShape([None, width]),
-            tf.TensorShape([None, width]),
-        ),
-        parallel_iterations=1,
+    return best_items(
+        lambda part: fuse(dense_scores(embeddings[part]), lexical_scores(queries[part]), weight),
+        query_count=tf.shape(queries)[0],
+        item_count=item_count,
+        k=k,
     )
-    return scores, rows

@@ -21,6 +21,7 @@ from serving.server.model_api import ModelApi
 from serving.server.model_versions import ModelVersions
 from serving.server.model_watcher import ModelWatcher
 from serving.server.rest import RestApi
+from serving.server.tensorflow_runtime import set_up_tensorflow
 from towers.errors import InputError
 
 DEFAULT_PORT = 8500
@@ -151,12 +152,13 @@ def run_server(
     poll_seconds: float = 1.0,
     workers: int | None = None,
     drain_seconds: float = 30.0,
+    intra_op_threads: int | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then lets running requests finish; a second one kills.
 
-    To be called in the main thread, where Python delivers signals. The arguments are those of
-    `ModelServer`. What is served, and where, is printed once the server is ready; what happens
-    later goes to the log.
+    To be called in the main thread, where Python delivers signals, and before TensorFlow has
+    computed anything. The arguments are those of `ModelServer`, and of `set_up_tensorflow`. What is
+    served, and where, is printed once the server is ready; what happens later goes to the log.
 
     Raises:
       InputError: The folder cannot hold versions, or a port cannot be had.
@@ -171,6 +173,7 @@ def run_server(
         workers=workers,
         drain_seconds=drain_seconds,
     )
+    set_up_tensorflow(model_base_path, intra_op_threads)
     # What was imported stays. Taken out of the garbage collector's sight, it no longer makes
     # every collection stop all threads for a quarter of a second.
     gc.collect()

@@ -13,7 +13,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import serving.index.exact
+import serving.index.exhaustive
 from serving.index.exact import ExactIndex
 from serving.index.item_index import EMPTY_ID, FLOOR_SCORE, ItemIndex
 from serving.index.scann import ScannIndex
@@ -44,10 +44,9 @@ def _answer(index: ItemIndex, queries: np.ndarray, **kwargs: Any) -> tuple[np.nd
     items=st.integers(1, 40),
     queries=st.integers(0, 5),
     k=st.integers(1, 60),
-    block=st.sampled_from([1, 7, 64]),
     held=st.sampled_from([1, 14, 1000]),
 )
-def test_equals_a_stable_sort(items: int, queries: int, k: int, block: int, held: int) -> None:
+def test_equals_a_stable_sort(items: int, queries: int, k: int, held: int) -> None:
     # Small integers: products are exact in any order of summation, and ties are many.
     rng = np.random.default_rng(items * 1000 + queries * 100 + k)
     embeddings = rng.integers(-2, 3, size=(items, 4)).astype(np.float32)
@@ -55,8 +54,7 @@ def test_equals_a_stable_sort(items: int, queries: int, k: int, block: int, held
     expected = asked @ embeddings.T
     order = np.argsort(-expected, axis=1, kind="stable")[:, :k]  # ties: the lower row first
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving.index.exact, "_BLOCK", block)
-        patch.setattr(serving.index.exact, "_MAX_SCORES", held)
+        patch.setattr(serving.index.exhaustive, "_MAX_SCORES", held)
         scores, ids = _answer(ExactIndex(k).index(embeddings, _ids(items)), asked)
     width = min(k, items)
     assert scores.shape == (queries, k)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.lexical import fusion
+from serving.index import exhaustive
 from serving.lexical.fusion import fuse, fused_top_k
 
 
@@ -39,7 +39,7 @@ def test_without_a_known_word_the_dense_order_remains(scores):
 @pytest.mark.parametrize("queries", [0, 1, 7])
 @pytest.mark.parametrize("k", [4, 50])
 def test_top_k_in_steps(scores, monkeypatch, queries, k):
-    monkeypatch.setattr(fusion, "_MAX_ENTRIES", 33)  # three queries at a time
+    monkeypatch.setattr(exhaustive, "_MAX_SCORES", 33)  # three queries at a time
     dense, lexical = (matrix[:queries] for matrix in scores)
     texts = [str(row) for row in range(queries)]
     values, rows = fused_top_k(

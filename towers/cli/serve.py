@@ -28,6 +28,14 @@ import click
     show_default=True,
     help="How often to look for new versions.",
 )
+@click.option(
+    "--tensorflow-intra-op-parallelism",
+    "intra_op_threads",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Threads that share one operation; 0 for one a core. Single queries are quickest with 1.",
+)
 def command(
     model_base_path: Path,
     model_name: str | None,
@@ -35,6 +43,7 @@ def command(
     port: int,
     rest_port: int,
     poll_seconds: float,
+    intra_op_threads: int,
 ) -> None:
     """Serve the newest version of an export, and each newer one as it appears.
 
@@ -50,4 +59,5 @@ def command(
         port=port,
         rest_port=rest_port,
         poll_seconds=poll_seconds,
+        intra_op_threads=intra_op_threads,
     )
