@@ -26,6 +26,9 @@ _VERBS = {
     "serve": "Serve an export over gRPC and REST.",
     "query": "Ask a running server.",
     "report": "Compare methods over numbers of shots, as a page.",
+    "calibrate": "Turn scores into click probabilities.",
+    "classify": "Sort texts into classes learned from a few examples.",
+    "pretrain": "Adapt an encoder's language to texts without labels.",
 }
 
 
