@@ -145,7 +145,7 @@ class TrainConfig(_Section):
         fit: the adaptation.
     """
 
-    method: Method | Literal["auto"] = "auto"
+    method: Literal[Method, "auto"] = "auto"
     shots: int | None = Field(None, ge=1)
     min_grade: int = Field(1, ge=1)
     lexical: Literal["auto", "off"] | Annotated[float, Field(ge=0, le=1)] = "auto"
