@@ -119,7 +119,12 @@ def test_an_environment_that_was_not_made_whole_is_made_again(project: Path) -> 
 
 def test_help_is_the_head_of_the_file(project: Path) -> None:
     done = subprocess.run(
-        ["make", "--no-print-directory", "help"], cwd=project, capture_output=True, text=True, timeout=30, check=True
+        ["make", "--no-print-directory", "help"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
     assert done.stdout.startswith("make demo")
     assert len(done.stdout.splitlines()) == 3

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from towers.checkpoint import resolve_preset
 from towers.errors import InputError
 from training.atomic_file import atomic_file
 from training.interactions import Interactions
@@ -69,6 +70,7 @@ def build_report(
         cell: found for cell in cells if (found := store.read(cell, identities[cell])) is not None
     }
     if measure:
+        resolve_preset(task.config_of(Cell("zero-shot")).encoder.preset)  # may be refused
         (output / _CELLS).mkdir(parents=True, exist_ok=True)
         measurer = Measurer(task, lexical, progress)
         for cell in cells:
