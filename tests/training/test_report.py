@@ -194,6 +194,7 @@ def test_a_finished_report_measures_nothing_again_and_more_draws_are_added(
         ("linear", "while weighing words"),
         ("linear", "before the evaluation"),
         pytest.param("bitfit", "in the second epoch", marks=pytest.mark.slow),
+        pytest.param("auto", "while choosing the method", marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_report_goes_on_to_the_same_numbers(
@@ -207,8 +208,12 @@ def test_an_interrupted_report_goes_on_to_the_same_numbers(
     stages: list[str] = []
 
     def interrupt(stage: str, done: int, total: int) -> None:
-        late = stage == "Training" and done > total / 2
-        if late if stopped == "in the second epoch" else stage == "Choosing the lexical weight":
+        late = done > total / 2
+        if stage == "Training" and late and stopped == "in the second epoch":
+            raise KeyboardInterrupt
+        if stage == "Choosing the method" and late and done < total:
+            raise KeyboardInterrupt
+        if stage == "Choosing the lexical weight" and method == "linear":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -226,12 +231,15 @@ def test_an_interrupted_report_goes_on_to_the_same_numbers(
         lexical=lexical_scorer,
         progress=lambda stage, done, total: stages.append(stage),
     )
-    assert ("Training" in stages) == (stopped != "before the evaluation")
+    again = {"Training", "Choosing the method"} & set(stages)
+    assert bool(again) == (stopped != "before the evaluation")
     assert not (folder / "work").exists()
     resumed = cell(folder, method, 33, 0)
     assert resumed["seconds"] is None
     assert "1 trainings were interrupted and taken up" in "".join(report.notes)
     compare_with_train_and_evaluate(resumed, shop, tmp_path)
+    chosen = resumed["training"]["choice"]
+    assert report.costs[0].methods == ({chosen["method"]: 1} if method == "auto" else {})
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ class _Report(click.Command):
 @click.option(
     "--methods",
     type=_Words(),
-    default="zero-shot,linear,full",
+    default="zero-shot,linear,full,auto",
     show_default=True,
     help="Methods of adaptation; docs/methods.md.",
 )

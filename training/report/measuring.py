@@ -88,6 +88,7 @@ class Measurer:
                     lexical=lambda template, catalog: self._scorer,
                     progress=self._stage("Training"),
                     lexical_progress=self._stage("Choosing the lexical weight"),
+                    choice_progress=self._stage("Choosing the method"),
                 )
         seconds = time.perf_counter() - start
         retriever = run.load_retriever()
