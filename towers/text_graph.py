@@ -7,7 +7,14 @@ import tensorflow as tf
 from towers.retriever import Retriever
 from towers.text_encoder import TextEncoder
 
-_BLOCK_ROWS = 256  # texts encoded at a time
+_BLOCK_ROWS = 256  # texts tokenised at a time
+
+# Tokens, padding included, that one pass through the encoder is given. From 7 to 64 rows oneDNN
+# multiplies by weights in one layout and otherwise in another (float32, AVX-512): a server that has
+# it keep weights in the layout they were first used in (`serving.server.tensorflow_runtime`) must
+# not mix the two. Larger passes would be no quicker a token: weights stay in the cache meanwhile.
+_MIN_TOKENS = 8
+_MAX_TOKENS = 64
 
 
 class TextGraph(tf.Module):
@@ -41,7 +48,7 @@ class TextGraph(tf.Module):
 
         def more(start: tf.Tensor, vectors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             tokens = self._tokenizer(texts[start : start + _BLOCK_ROWS], max_length)
-            return start + _BLOCK_ROWS, tf.concat([vectors, tower.embed(tokens)], axis=0)
+            return start + _BLOCK_ROWS, tf.concat([vectors, self._in_parts(tower, tokens)], axis=0)
 
         _, vectors = tf.while_loop(
             lambda start, _: start < tf.shape(texts)[0],
@@ -51,6 +58,25 @@ class TextGraph(tf.Module):
             parallel_iterations=1,
         )
         return vectors
+
+    def _in_parts(self, tower: _FrozenTower, tokens: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Encodes a batch, ``[N, T]`` with N at least 1, in parts of equal size, side by side."""
+        count, width = tf.unstack(tf.shape(tokens["token_ids"]))
+        wider = tf.maximum(width, min(_MIN_TOKENS, tower.positions))
+        most = tf.maximum(_MAX_TOKENS // wider, 1)  # texts a part
+        parts = (count + most - 1) // most
+        size = (count + parts - 1) // parts
+
+        def split(rows: tf.Tensor) -> tf.Tensor:
+            rows = tf.pad(rows, [[0, -count % size], [0, wider - width]])  # masked
+            return tf.reshape(rows, [parts, size, wider])
+
+        vectors = tf.map_fn(
+            tower.embed,
+            tf.nest.map_structure(split, tokens),
+            fn_output_signature=tf.TensorSpec([None, self._dim]),
+        )  # [parts, size, d]
+        return tf.reshape(vectors, [-1, self._dim])[:count]
 
 
 class _FrozenTower(tf.Module):
@@ -62,6 +88,7 @@ class _FrozenTower(tf.Module):
             lambda weight: tf.Variable(weight, trainable=False), encoder.read_weights()
         )
         self._encoder_embed = encoder.embed
+        self.positions = int(encoder.backbone.max_sequence_length)
 
     def embed(self, tokens: dict[str, tf.Tensor]) -> tf.Tensor:
         """Token ids to vectors, as `towers.TextEncoder`."""

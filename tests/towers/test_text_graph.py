@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from towers import TextEncoder, Tokenizer, TwoTower
 from towers.retriever import Retriever, TextSettings
 from towers.text_graph import TextGraph
 
@@ -54,6 +56,35 @@ def test_any_number_of_texts(tiny_retriever: Retriever) -> None:
         embed(tf.constant(texts)), tiny_retriever.encode_queries(texts), atol=1e-5
     )
     assert embed(tf.constant([], tf.string)).shape == (0, tiny_retriever.embedding_dim)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 8, 9, 31])
+@pytest.mark.parametrize("length", [1, 3, 9, 15, 40])  # tokens without [CLS] and [SEP]
+def test_any_shape_of_a_batch(tiny_retriever: Retriever, count: int, length: int) -> None:
+    texts = ["red mug " * ((length + number) // 2) for number in range(count)]
+    graph = TextGraph(tiny_retriever)
+    found = graph.embed_items(tf.constant(texts))
+    expected = [directly(tiny_retriever, "item", text) for text in texts]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_an_encoder_of_few_positions(tiny_vocabulary: tuple[str, ...]) -> None:
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=len(tiny_vocabulary),
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=8,
+        max_sequence_length=5,
+    )
+    encoder = TextEncoder(backbone)
+    retriever = Retriever(
+        TwoTower(encoder, encoder), Tokenizer(tiny_vocabulary), TextSettings("{title}", 5, 4)
+    )
+    texts = ["mug", "red mug with a lid"]
+    expected = [directly(retriever, "query", text) for text in texts]
+    found = TextGraph(retriever).embed_queries(tf.constant(texts))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_weights_are_those_of_the_beginning(make_tiny_retriever: Make) -> None:
