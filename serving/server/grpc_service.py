@@ -10,6 +10,7 @@ import grpc
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
+    model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
@@ -61,7 +62,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus; the models of a running server cannot be reconfigured."""
+    """GetModelStatus and HandleReloadConfigRequest."""
 
     def __init__(self, api: ModelApi) -> None:
         """Makes the service."""
@@ -75,9 +76,13 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         """Answers with the states of the model's versions."""
         return _answer(self._api.get_model_status, request, context)
 
-    def HandleReloadConfigRequest(self, request: Any, context: grpc.ServicerContext) -> None:
-        """Refuses: UNIMPLEMENTED."""
-        _refuse("HandleReloadConfigRequest", context)
+    def HandleReloadConfigRequest(
+        self,
+        request: model_management_pb2.ReloadConfigRequest,
+        context: grpc.ServicerContext,
+    ) -> model_management_pb2.ReloadConfigResponse:
+        """Serves the models of another ModelServerConfig from now on."""
+        return _answer(self._api.reload_config, request, context)
 
 
 def _answer(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
+    model_management_pb2,
     model_pb2,
     predict_pb2,
+    status_pb2,
 )
 
-from serving.server.model_versions import ModelVersions
+from serving.server.models import Models
 from serving.server.predict import run_predict
 from serving.server.servable import Servable
 from serving.server.status import invalid_argument, not_found
@@ -26,24 +27,13 @@ class ModelApi:
     Codes and messages are TF Serving's.
     """
 
-    def __init__(self, models: Mapping[str, ModelVersions]) -> None:
-        """Makes the API over models by their names."""
+    def __init__(self, models: Models) -> None:
+        """Makes the API over the models of a server."""
         self._models = models
 
     def acquire(self, spec: model_pb2.ModelSpec) -> AbstractContextManager[Servable]:
-        """Lends the version that a ModelSpec names, for the length of a request.
-
-        Raises:
-          StatusError: INVALID_ARGUMENT for a spec without a name or with a label, which no
-            version has; NOT_FOUND where the model or the version is not available.
-        """
-        if not spec.name:
-            raise invalid_argument("ModelSpec has no name specified.")
-        choice = spec.WhichOneof("version_choice")
-        if choice == "version_label":
-            raise invalid_argument(f"Unrecognized servable version label: {spec.version_label}")
-        model = self._models.get(spec.name) or ModelVersions(spec.name)
-        return model.acquire(spec.version.value if choice == "version" else None)
+        """Lends the version that a ModelSpec names; see `Models.acquire`."""
+        return self._models.acquire(spec)
 
     def predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
         """Answers PredictionService.Predict.
@@ -92,8 +82,7 @@ class ModelApi:
         """
         _require_model_spec(request)
         spec = request.model_spec
-        model = self._models.get(spec.name)
-        statuses = model.statuses() if model else []
+        statuses = self._models.statuses(spec.name)
         if spec.HasField("version"):
             wanted = spec.version.value
             statuses = [status for status in statuses if status.version == wanted]
@@ -107,6 +96,19 @@ class ModelApi:
             entry.status.error_code = status.code.value[0]
             entry.status.error_message = status.message
         return response
+
+    def reload_config(
+        self, request: model_management_pb2.ReloadConfigRequest
+    ) -> model_management_pb2.ReloadConfigResponse:
+        """Answers ModelService.HandleReloadConfigRequest; see `Models.reload`.
+
+        Raises:
+          StatusError: The configuration is refused, or a new model did not become available.
+        """
+        self._models.reload(request.config)
+        return model_management_pb2.ReloadConfigResponse(
+            status=status_pb2.StatusProto(error_code=0)
+        )
 
 
 def _require_model_spec(

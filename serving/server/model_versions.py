@@ -62,6 +62,12 @@ class ModelVersions:
         with self._changed:
             return max(self._live, default=None)
 
+    @property
+    def live(self) -> set[int]:
+        """The versions that answer requests."""
+        with self._changed:
+            return set(self._live)
+
     def statuses(self) -> list[VersionStatus]:
         """Returns every version's status, the newest version first."""
         with self._changed:

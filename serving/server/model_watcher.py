@@ -1,62 +1,130 @@
-"""Following a model's folder: the newest complete version on disk becomes the one that serves."""
+"""Following a model's folder: the versions that its policy asks for become the ones that serve."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from serving.server.model_config import ModelConfig, select_versions
 from serving.server.model_versions import ModelVersions
 from serving.server.servable import Servable
 from serving.server.status import StatusError
 from serving.server.warmup import warm_up
 from serving.versions import version_folders
+from towers.errors import InputError
 
 _log = logging.getLogger(__name__)
 
 
-class ModelWatcher:
-    """Loads the newest version of a model that can be loaded, and swaps it in.
+@dataclass(frozen=True)
+class LoadOptions:
+    """How versions are found and loaded.
 
-    The old version serves until the new one is loaded and warmed up, and is unloaded once its
-    requests are answered: never more than two versions are in memory. A version that cannot be
-    loaded or warmed up changes nothing, except that its status tells why; it is tried again when
-    its files have changed. When the serving version's folder is deleted, the newest one left
-    takes over (that is how one rolls back); when all are, the loaded one goes on serving.
+    Attributes:
+      poll_seconds: How often a model's folder is looked at; 0 for once.
+      max_retries: How often a version that could not be loaded is tried again, unless its files
+        change, which begins the count anew.
+      retry_seconds: How long to wait before each of these.
+      warm_up: Whether the warm-up requests of a version are replayed before it serves.
     """
 
-    def __init__(self, base_path: Path, versions: ModelVersions, poll_seconds: float) -> None:
+    poll_seconds: float = 1.0
+    max_retries: int = 5
+    retry_seconds: float = 60.0
+    warm_up: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+          InputError: One is negative.
+        """
+        if self.poll_seconds < 0:
+            raise InputError(
+                f"the poll interval is {self.poll_seconds} s; it has to be above 0, or 0 to look "
+                "once."
+            )
+        if self.max_retries < 0:
+            raise InputError(f"the number of load retries is {self.max_retries}; it has to be 0+.")
+
+
+@dataclass
+class _Failure:
+    """A version that could not be loaded: its files as they were, and when to try again."""
+
+    files: frozenset[tuple[str, int, int]]
+    attempts: int
+    next_attempt: float
+
+
+class ModelWatcher:
+    """Keeps the versions that serve to what a model's version policy asks for.
+
+    New versions are loaded and warmed up first; then those that are not asked for any more take no
+    new requests, and are unloaded once their own are answered. So with the usual policy, the newest
+    version alone, never more than two are in memory. A version that cannot be loaded or warmed up
+    changes nothing, except that its status tells why; it is tried again a few times, and when its
+    files have changed. Meanwhile the policy `latest` makes do with the version before it. Where
+    nothing that is asked for can be served (all folders deleted, for one), what is loaded goes on
+    serving. When a serving version's folder is deleted, the newest one left takes over: that is how
+    one rolls back.
+    """
+
+    def __init__(self, config: ModelConfig, versions: ModelVersions, options: LoadOptions) -> None:
         """Makes a watcher.
 
         Args:
-          base_path: The folder with one folder for each version.
+          config: The model's folder and version policy.
           versions: What to keep up to date.
-          poll_seconds: How long to wait between two looks at the folder.
+          options: How to look, and how to load.
         """
-        self._base_path = base_path
+        self._config = config
         self._versions = versions
-        self._poll_seconds = poll_seconds
-        # The files of each version that failed, as they were.
-        self._failed: dict[int, frozenset[tuple[str, int, int]]] = {}
+        self._options = options
+        self._failures: dict[int, _Failure] = {}
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="model-watcher", daemon=True)
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"watch-{config.name}", daemon=True)
 
     def start(self) -> None:
         """Loads what is there now, then goes on in the background."""
         self._poll()
         if self._versions.newest is None:
             _log.warning(
-                "model %s: no version to serve under %s yet", self._versions.name, self._base_path
+                "model %s: no version to serve under %s yet",
+                self._versions.name,
+                self._config.base_path,
             )
         self._thread.start()
+
+    def configure(self, config: ModelConfig) -> None:
+        """Follows another folder or policy from now on."""
+        self._config = config
+        self._failures = {}
+        self._wake.set()
 
     def stop(self) -> None:
         """Stops looking; a version that is being loaded is loaded to its end first."""
         self._stopping.set()
-        self._thread.join()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def unload(self) -> None:
+        """Stops looking, and unloads every version once its requests are answered."""
+        self.stop()
+        for version in self._versions.live:
+            self._versions.retire(version)
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._poll_seconds):
+        while True:
+            self._wake.wait(self._options.poll_seconds or None)
+            self._wake.clear()
+            if self._stopping.is_set():
+                return
             try:
                 self._poll()
             except Exception:
@@ -64,35 +132,43 @@ class ModelWatcher:
                 _log.exception("model %s: could not look for versions", self._versions.name)
 
     def _poll(self) -> None:
-        on_disk = version_folders(self._base_path)
+        on_disk = version_folders(self._config.base_path)
         self._versions.forget_ended(keep=on_disk)
-        self._failed = {v: files for v, files in self._failed.items() if v in on_disk}
-        serving = self._versions.newest
-        for version, path in reversed(on_disk.items()):
-            if version == serving:
-                return
-            if self._load(version, path):
-                if serving is not None:
-                    self._versions.retire(serving)
-                return
+        self._failures = {v: f for v, f in self._failures.items() if v in on_disk}
+        candidates, count = select_versions(self._config.model_version_policy, on_disk)
+        loaded = self._versions.live
+        served: list[int] = []
+        for version in candidates:
+            if version in loaded or self._load(version, on_disk[version]):
+                served.append(version)
+            if len(served) == count or self._stopping.is_set():
+                break
+        if served:
+            for version in sorted(loaded - set(served)):
+                self._versions.retire(version)
 
     def _load(self, version: int, path: Path) -> bool:
         files = _files(path)
-        if self._failed.get(version) == files:
+        failure = self._failures.get(version)
+        if failure and failure.files == files and time.monotonic() < failure.next_attempt:
             return False
+        attempts = failure.attempts if failure and failure.files == files else 0
         name = self._versions.name
         _log.info("model %s: loading version %d", name, version)
         self._versions.start_loading(version)
         try:
             servable = Servable.load(path, version)
-            replayed = warm_up(servable, path)
+            replayed = warm_up(servable, path) if self._options.warm_up else 0
         except Exception as error:
             status = StatusError.wrap(error)
         else:
+            self._failures.pop(version, None)
             self._versions.publish(servable)
             _log.info("model %s: version %d serves (%d warm-up requests)", name, version, replayed)
             return True
-        self._failed[version] = files
+        again = attempts < self._options.max_retries
+        next_attempt = time.monotonic() + self._options.retry_seconds if again else float("inf")
+        self._failures[version] = _Failure(files, attempts + 1, next_attempt)
         self._versions.fail(version, status)
         _log.error("model %s: version %d cannot be served: %s", name, version, status)
         return False

@@ -15,12 +15,20 @@ import grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from serving.loading import GRAPH_FILE
+from serving.server.config_watcher import ConfigWatcher
 from serving.server.grpc_service import ModelService, PredictionService
 from serving.server.http_server import HttpServer
 from serving.server.model_api import ModelApi
-from serving.server.model_versions import ModelVersions
-from serving.server.model_watcher import ModelWatcher
+from serving.server.model_config import (
+    ModelServerConfig,
+    check_model_config,
+    read_model_config,
+    single_model_config,
+)
+from serving.server.model_watcher import LoadOptions
+from serving.server.models import Models
 from serving.server.rest import RestApi
+from serving.server.status import StatusError
 from serving.server.tensorflow_runtime import set_up_tensorflow
 from towers.errors import InputError
 
@@ -45,13 +53,16 @@ class ModelServer:
 
     def __init__(
         self,
-        model_base_path: str | Path,
+        model_base_path: str | Path | None = None,
         *,
         model_name: str | None = None,
+        model_config_file: str | Path | None = None,
+        model_config_poll_seconds: float = 0.0,
+        labels_for_unavailable: bool = False,
+        loading: LoadOptions | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
         rest_port: int = 0,
-        poll_seconds: float = 1.0,
         workers: int | None = None,
         max_request_bytes: int = 64 << 20,
         drain_seconds: float = 30.0,
@@ -59,34 +70,51 @@ class ModelServer:
         """Takes the ports; nothing is loaded or answered before `start`.
 
         Args:
-          model_base_path: The folder that holds one folder for each version.
-          model_name: What clients call the model; the folder's name when None.
+          model_base_path: The folder that holds one folder for each version of the one model.
+          model_name: What clients call it; the folder's name when None.
+          model_config_file: A ModelServerConfig in text form, which counts instead of these two.
+          model_config_poll_seconds: How often that file is looked at for changes; 0 for never.
+          labels_for_unavailable: Whether a new label may name a version that is not available.
+          loading: How versions are found and loaded.
           host: The address to listen on.
           port: The gRPC port; 0 takes a free one.
           rest_port: The REST port; 0 takes a free one.
-          poll_seconds: How often the folder is looked at for new versions.
           workers: How many requests each transport answers at once; four for each CPU when None,
             as in TF Serving.
           max_request_bytes: Longer requests are refused, whatever they were compressed to.
           drain_seconds: How long `stop` waits for requests that are being answered.
 
         Raises:
-          InputError: The folder cannot hold versions, or a port cannot be had.
+          InputError: Neither folder nor configuration file is given, the folder cannot hold
+            versions, the file is not as it has to be, or a port cannot be had.
         """
-        base_path = Path(model_base_path)
-        _check_base_path(base_path)
+        if model_config_file is not None:
+            self._config = _read_and_check(model_config_file)
+        elif model_base_path is not None:
+            base_path = Path(model_base_path)
+            _check_base_path(base_path)
+            self._config = single_model_config(model_name or base_path.resolve().name, base_path)
+        else:
+            raise InputError(
+                "expected the folder of a model (--model-base-path) or a file that lists models "
+                "(--model-config-file)."
+            )
         _check_port(port)
         _check_port(rest_port)
-        if poll_seconds <= 0:
-            raise InputError(f"the poll interval is {poll_seconds} s; it has to be above 0.")
         workers = workers or 4 * (os.cpu_count() or 1)
-        self.model_name = model_name or base_path.resolve().name
         self._drain_seconds = drain_seconds
-        self._versions = ModelVersions(self.model_name)
-        self._watcher = ModelWatcher(base_path, self._versions, poll_seconds)
-        api = ModelApi({self.model_name: self._versions})
+        self._models = Models(
+            loading or LoadOptions(), labels_for_unavailable=labels_for_unavailable
+        )
+        self._config_watcher = (
+            ConfigWatcher(Path(model_config_file), self._models, model_config_poll_seconds)
+            if model_config_file is not None and model_config_poll_seconds
+            else None
+        )
+        api = ModelApi(self._models)
 
-        listener = _bind(host, rest_port)
+        self.host = _bracketed(host)
+        listener = self._listener = _bind(host, rest_port)
         self.rest_port: int = listener.getsockname()[1]
         self._http = HttpServer(
             RestApi(api).handle,
@@ -104,19 +132,36 @@ class ModelServer:
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(api), self._grpc)
         try:
-            self.grpc_port: int = self._grpc.add_insecure_port(f"{_bracketed(host)}:{port}")
+            self.grpc_port: int = self._grpc.add_insecure_port(f"{self.host}:{port}")
         except RuntimeError as error:
             listener.close()
             raise InputError(f"cannot listen on {host}:{port} for gRPC: {error}") from error
 
     @property
-    def serving_version(self) -> int | None:
-        """The version that answers requests; None while none could be loaded."""
-        return self._versions.newest
+    def base_paths(self) -> list[Path]:
+        """The folders of the models that are served from the start."""
+        return [Path(model.base_path) for model in self._config.model_config_list.config]
+
+    @property
+    def serving_versions(self) -> dict[str, int | None]:
+        """The newest version that each model serves; None where none could be loaded."""
+        return self._models.newest
 
     def start(self) -> None:
-        """Loads the newest version, if there is one, then begins to answer."""
-        self._watcher.start()
+        """Loads the versions that are there, then begins to answer.
+
+        Raises:
+          InputError: A label names a version that could not be loaded.
+        """
+        try:
+            self._models.start(self._config)
+        except StatusError as error:
+            self._models.stop()
+            self._grpc.stop(None)
+            self._listener.close()
+            raise InputError(error.message) from error
+        if self._config_watcher:
+            self._config_watcher.start()
         self._grpc.start()
         self._http.start()
 
@@ -125,7 +170,9 @@ class ModelServer:
         grpc_stopped = self._grpc.stop(self._drain_seconds)
         self._http.stop()
         grpc_stopped.wait()
-        self._watcher.stop()
+        if self._config_watcher:
+            self._config_watcher.stop()
+        self._models.stop()
 
     def __enter__(self) -> ModelServer:
         """Starts the server."""
@@ -142,38 +189,21 @@ class ModelServer:
         self.stop()
 
 
-def run_server(
-    model_base_path: str | Path,
-    *,
-    model_name: str | None = None,
-    host: str = "0.0.0.0",
-    port: int = DEFAULT_PORT,
-    rest_port: int = DEFAULT_REST_PORT,
-    poll_seconds: float = 1.0,
-    workers: int | None = None,
-    drain_seconds: float = 30.0,
-    intra_op_threads: int | None = None,
-) -> None:
+def run_server(server: ModelServer, intra_op_threads: int | None = None) -> None:
     """Serves until SIGTERM or SIGINT, then lets running requests finish; a second one kills.
 
     To be called in the main thread, where Python delivers signals, and before TensorFlow has
-    computed anything. The arguments are those of `ModelServer`, and of `set_up_tensorflow`. What is
-    served, and where, is printed once the server is ready; what happens later goes to the log.
+    computed anything. What is served, and where, is printed once the server is ready; what happens
+    later goes to the log.
+
+    Args:
+      server: A server that was not started.
+      intra_op_threads: How many threads share one operation; see `set_up_tensorflow`.
 
     Raises:
-      InputError: The folder cannot hold versions, or a port cannot be had.
+      InputError: A label names a version that could not be loaded.
     """
-    server = ModelServer(
-        model_base_path,
-        model_name=model_name,
-        host=host,
-        port=port,
-        rest_port=rest_port,
-        poll_seconds=poll_seconds,
-        workers=workers,
-        drain_seconds=drain_seconds,
-    )
-    set_up_tensorflow(model_base_path, intra_op_threads)
+    set_up_tensorflow(*server.base_paths, intra_op_threads=intra_op_threads)
     # What was imported stays. Taken out of the garbage collector's sight, it no longer makes
     # every collection stop all threads for a quarter of a second.
     gc.collect()
@@ -187,17 +217,28 @@ def run_server(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     server.start()
-    shown = _bracketed(host)
-    if server.serving_version is None:
-        print(f"Model {server.model_name}: no version to serve in {model_base_path} yet")
-    else:
-        print(f"Model {server.model_name}: version {server.serving_version} is served")
-    print(f"gRPC on {shown}:{server.grpc_port}")
-    print(f"REST on http://{shown}:{server.rest_port}/v1/models/{server.model_name}")
+    for name, version in server.serving_versions.items():
+        if version is None:
+            print(f"Model {name}: no version to serve yet")
+        else:
+            print(f"Model {name}: version {version} is served")
+    names = list(server.serving_versions)
+    print(f"gRPC on {server.host}:{server.grpc_port}")
+    only = names[0] if len(names) == 1 else ""
+    print(f"REST on http://{server.host}:{server.rest_port}/v1/models/{only}")
     print("Ready", flush=True)
     stopping.wait()
     print("Stopping: running requests are answered first", flush=True)
     server.stop()
+
+
+def _read_and_check(model_config_file: str | Path) -> ModelServerConfig:
+    config = read_model_config(model_config_file)
+    try:
+        check_model_config(config)
+    except StatusError as error:
+        raise InputError(f"{model_config_file}: {error.message}") from error
+    return config
 
 
 def _check_base_path(base_path: Path) -> None:

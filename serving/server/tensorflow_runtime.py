@@ -15,24 +15,24 @@ from serving.versions import version_folders
 _FROZEN_WEIGHTS = "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"
 
 
-def set_up_tensorflow(model_base_path: str | Path, intra_op_threads: int | None = None) -> None:
+def set_up_tensorflow(*model_base_paths: str | Path, intra_op_threads: int | None = None) -> None:
     """Settles what TensorFlow asks once in the life of a process.
 
     To be called before it computes for the first time.
 
-    Where the folder holds exports of this package and nothing else, TensorFlow is told that weights
+    Where the folders hold exports of this package and nothing else, TensorFlow is told that weights
     do not change, which exports promise and others' graphs may not; whatever the environment says
     of it already stays (``TF_ONEDNN_ASSUME_FROZEN_WEIGHTS``).
 
     Args:
-      model_base_path: The folder that holds one folder for each version.
+      model_base_paths: The folders of the models; each holds one folder for each version.
       intra_op_threads: How many threads share the work of one operation; 0 for one a core, None to
         leave it as it is.
 
     Raises:
       RuntimeError: TensorFlow has computed already, and the number of threads cannot be changed.
     """
-    versions = version_folders(model_base_path).values()
+    versions = [path for base in model_base_paths for path in version_folders(base).values()]
     if versions and all((path / MANIFEST_FILE).is_file() for path in versions):
         os.environ.setdefault(_FROZEN_WEIGHTS, "1")
     if intra_op_threads is not None:

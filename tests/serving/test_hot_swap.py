@@ -19,6 +19,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from serving.server.model_watcher import LoadOptions
 from serving.server.server import ModelServer
 
 POLL = 0.05
@@ -123,7 +124,7 @@ def test_swapping_under_load_fails_no_request(base, publish):
             except BaseException as error:
                 failures.append(error)
 
-    with ModelServer(base, poll_seconds=POLL) as server:
+    with ModelServer(base, loading=LoadOptions(poll_seconds=POLL)) as server:
         threads = [threading.Thread(target=ask_grpc) for _ in range(3)]
         threads += [threading.Thread(target=ask_rest) for _ in range(2)]
         for thread in threads:
@@ -152,7 +153,7 @@ def test_a_request_in_flight_keeps_its_version_and_never_a_third_is_loaded(
     publish(base, 1)
     for version in (2, 3):  # made now, so that putting them in place takes no time
         shop_export(version)
-    with ModelServer(base, poll_seconds=POLL) as server:
+    with ModelServer(base, loading=LoadOptions(poll_seconds=POLL)) as server:
         client = Client(server)
         slow = predict_pb2.PredictRequest()
         slow.model_spec.name = "shop"
@@ -180,7 +181,7 @@ def test_a_truncated_graph_leaves_the_old_version_serving(base, publish, shop_ex
     graph = draft / "saved_model.pb"
     whole = graph.read_bytes()
     graph.write_bytes(whole[: len(whole) // 2])
-    with ModelServer(base, poll_seconds=POLL) as server:
+    with ModelServer(base, loading=LoadOptions(poll_seconds=POLL)) as server:
         client = Client(server)
         add_version(base, draft, 2)
         wait_until(lambda: ended_with_error(client, 2))
@@ -206,7 +207,7 @@ def test_other_broken_versions_leave_the_old_one_serving(
         shutil.rmtree(draft / "variables")
     else:
         data.write_bytes(data.read_bytes()[:2])
-    with ModelServer(base, poll_seconds=POLL) as server:
+    with ModelServer(base, loading=LoadOptions(poll_seconds=POLL)) as server:
         client = Client(server)
         add_version(base, draft, 2)
         wait_until(lambda: ended_with_error(client, 2))
@@ -222,7 +223,7 @@ def test_warm_up_requests_are_replayed_and_one_that_fails_stops_the_version(
     shutil.copytree(shop_export(1), good)
     write_warmup(good, search_request(), search_request())
     add_version(base, good, 1)
-    with ModelServer(base, poll_seconds=POLL) as server:
+    with ModelServer(base, loading=LoadOptions(poll_seconds=POLL)) as server:
         client = Client(server)
         assert client.predict() == 1
 
@@ -253,8 +254,8 @@ def test_warm_up_requests_are_replayed_and_one_that_fails_stops_the_version(
 
 
 def test_a_server_may_start_before_its_first_version(base, publish):
-    with ModelServer(base, poll_seconds=POLL) as server:
-        assert server.serving_version is None
+    with ModelServer(base, loading=LoadOptions(poll_seconds=POLL)) as server:
+        assert server.serving_versions == {"shop": None}
         client = Client(server)
         with pytest.raises(grpc.RpcError, match=r"Servable not found for request: Latest\(shop\)"):
             client.predict()
@@ -263,7 +264,7 @@ def test_a_server_may_start_before_its_first_version(base, publish):
         (base / ".tmp-draft").mkdir()
         (base / "2").mkdir()  # no graph in it: not a version yet
         publish(base, 1)
-        wait_until(lambda: server.serving_version == 1)
+        wait_until(lambda: server.serving_versions == {"shop": 1})
         assert client.predict() == 1
 
 
@@ -271,7 +272,7 @@ def test_a_broken_newest_version_at_start_does_not_hide_the_one_before(base, pub
     publish(base, 1)
     publish(base, 2)
     (base / "2" / "saved_model.pb").write_bytes(b"not a graph")
-    with ModelServer(base, poll_seconds=POLL) as server:
+    with ModelServer(base, loading=LoadOptions(poll_seconds=POLL)) as server:
         client = Client(server)
         assert client.predict() == 1
         assert ended_with_error(client, 2)
@@ -279,7 +280,7 @@ def test_a_broken_newest_version_at_start_does_not_hide_the_one_before(base, pub
 
 def test_a_folder_named_with_zeros_is_its_number(base, publish, shop_export):
     publish(base, 1)
-    with ModelServer(base, poll_seconds=POLL) as server:
+    with ModelServer(base, loading=LoadOptions(poll_seconds=POLL)) as server:
         client = Client(server)
         shutil.copytree(shop_export(7), base / ".tmp-7")
         (base / ".tmp-7").rename(base / "007")
@@ -293,7 +294,7 @@ def test_a_folder_named_with_zeros_is_its_number(base, publish, shop_export):
 def test_deleting_the_newest_version_rolls_back_and_deleting_all_does_not(base, publish):
     publish(base, 1)
     publish(base, 2)
-    with ModelServer(base, poll_seconds=POLL) as server:
+    with ModelServer(base, loading=LoadOptions(poll_seconds=POLL)) as server:
         client = Client(server)
         assert client.predict() == 2
         shutil.rmtree(base / "2")
@@ -307,7 +308,7 @@ def test_deleting_the_newest_version_rolls_back_and_deleting_all_does_not(base, 
 def test_the_same_export_under_a_new_number_survives_the_old_ones_unloading(base, shop_export):
     # Both versions name their lookup table alike.
     shutil.copytree(shop_export(1), base / "1")
-    with ModelServer(base, poll_seconds=POLL) as server:
+    with ModelServer(base, loading=LoadOptions(poll_seconds=POLL)) as server:
         client = Client(server)
         shutil.copytree(shop_export(1), base / ".tmp-2")
         add_version(base, base / ".tmp-2", 2)

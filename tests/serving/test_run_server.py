@@ -12,6 +12,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving.client import RetrievalClient, ServingError
+from serving.server.model_watcher import LoadOptions
 from serving.server.server import ModelServer
 from towers.errors import InputError
 
@@ -102,7 +103,9 @@ def test_a_wrong_folder_is_an_input_error(tmp_path, publish):
     with pytest.raises(InputError, match="is a version, not a model; name the folder above"):
         ModelServer(version)
     with pytest.raises(InputError, match="poll interval"):
-        ModelServer(tmp_path / "shop", poll_seconds=0)
+        LoadOptions(poll_seconds=-1)
+    with pytest.raises(InputError, match="expected the folder of a model"):
+        ModelServer()
 
 
 def test_the_name_of_a_model_can_be_set(tmp_path, publish):

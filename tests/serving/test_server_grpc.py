@@ -10,10 +10,8 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow_serving.apis import (
-    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
-    model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
@@ -357,20 +355,6 @@ def test_status(channel):
     request.model_spec.Clear()
     request.model_spec.name = "nothere"
     fails(stub.GetModelStatus, request, NOT_FOUND, "Could not find any versions of model nothere")
-
-
-def test_calls_that_are_not_served_say_so(stub, channel):
-    fails(
-        stub.Classify,
-        classification_pb2.ClassificationRequest(),
-        grpc.StatusCode.UNIMPLEMENTED,
-        "Classify is not served",
-    )
-    fails(
-        model_service_pb2_grpc.ModelServiceStub(channel).HandleReloadConfigRequest,
-        model_management_pb2.ReloadConfigRequest(),
-        grpc.StatusCode.UNIMPLEMENTED,
-    )
 
 
 class EveryType(tf.Module):

@@ -1,32 +1,102 @@
-"""``towers serve``: serve an export over gRPC and REST."""
+"""``towers serve``: serve SavedModels over gRPC and REST."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-@click.command("serve", short_help="Serve an export over gRPC and REST.")
+
+def _switch(name: str, variable: str, default: bool, help_text: str) -> _Decorator:
+    """An option that is a flag or takes true or false, as TF Serving's are."""
+    return click.option(
+        name,
+        variable,
+        type=bool,
+        is_flag=False,
+        flag_value="true",
+        default=default,
+        show_default=True,
+        help=help_text,
+    )
+
+
+@click.command(
+    "serve",
+    short_help="Serve an export over gRPC and REST.",
+    # TF Serving's flags have underscores: --model_base_path.
+    context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},
+)
 @click.option(
     "--model-base-path",
-    required=True,
     type=click.Path(path_type=Path),
     help="saved_models/NAME, the folder that holds the versions.",
 )
 @click.option("--model-name", help="What clients call the model; the folder's name if absent.")
+@click.option(
+    "--model-config-file",
+    type=click.Path(path_type=Path),
+    help="Several models, with version policies and labels: a ModelServerConfig in text form.",
+)
+@click.option(
+    "--model-config-file-poll-wait-seconds",
+    "model_config_poll_seconds",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="How often to look at that file for changes; 0 for never.",
+)
+@_switch(
+    "--allow-version-labels-for-unavailable-models",
+    "labels_for_unavailable",
+    False,
+    "New labels may name versions that are not available.",
+)
 @click.option("--host", default="0.0.0.0", show_default=True, help="Address to listen on.")
 @click.option("--port", type=int, default=8500, show_default=True, help="gRPC; 0 for a free one.")
 @click.option(
-    "--rest-port", type=int, default=8501, show_default=True, help="REST; 0 for a free one."
+    "--rest-port",
+    "--rest-api-port",
+    "rest_port",
+    type=int,
+    default=8501,
+    show_default=True,
+    help="REST; 0 for a free one.",
 )
 @click.option(
+    "--file-system-poll-wait-seconds",
     "--poll-seconds",
-    type=click.FloatRange(0, min_open=True),
+    "poll_seconds",
+    type=click.FloatRange(0),
     default=1.0,
     show_default=True,
-    help="How often to look for new versions.",
+    help="How often to look for new versions; 0 for once.",
+)
+@click.option(
+    "--max-num-load-retries",
+    "max_retries",
+    type=click.IntRange(0),
+    default=5,
+    show_default=True,
+    help="How often to try again to load a version that failed.",
+)
+@click.option(
+    "--load-retry-interval-micros",
+    type=click.IntRange(0),
+    default=60_000_000,
+    show_default=True,
+    help="How long to wait before each of these.",
+)
+@_switch(
+    "--enable-model-warmup",
+    "warm_up",
+    True,
+    "Replay a version's warm-up requests first.",
 )
 @click.option(
     "--tensorflow-intra-op-parallelism",
@@ -37,27 +107,21 @@ import click
     help="Threads that share one operation; 0 for one a core. Single queries are quickest with 1.",
 )
 def command(
-    model_base_path: Path,
-    model_name: str | None,
-    host: str,
-    port: int,
-    rest_port: int,
     poll_seconds: float,
+    max_retries: int,
+    load_retry_interval_micros: int,
+    warm_up: bool,
     intra_op_threads: int,
+    **server: Any,
 ) -> None:
     """Serve the newest version of an export, and each newer one as it appears.
 
-    The API is TensorFlow Serving's. SIGTERM or Ctrl-C lets running requests finish first.
+    The API is TensorFlow Serving's, and so are the options of the same names; underscores may stand
+    for dashes. SIGTERM or Ctrl-C lets running requests finish first.
     """
-    from serving.server.server import run_server
+    from serving.server.model_watcher import LoadOptions
+    from serving.server.server import ModelServer, run_server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    run_server(
-        model_base_path,
-        model_name=model_name,
-        host=host,
-        port=port,
-        rest_port=rest_port,
-        poll_seconds=poll_seconds,
-        intra_op_threads=intra_op_threads,
-    )
+    loading = LoadOptions(poll_seconds, max_retries, load_retry_interval_micros / 1e6, warm_up)
+    run_server(ModelServer(loading=loading, **server), intra_op_threads)
