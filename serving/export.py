@@ -16,6 +16,7 @@ from serving.index.item_index import checked_item_ids
 from serving.index.scann import ScannIndex
 from serving.lexical import HybridSearch, LexicalIndex
 from serving.manifest import SCANN_SERVER, STOCK_SERVER, Manifest
+from serving.stored_items import Column, StoredItems
 from serving.versions import check_model_folder, new_version
 from serving.warmup import write_warmup
 from towers.errors import InputError
@@ -58,7 +59,9 @@ def export_retriever(
     sample_queries: Sequence[str] | None = None,
     lexical_weight: float = 0.0,
     lexical_fields: Mapping[str, Sequence[str]] | None = None,
+    columns: Mapping[str, Column] | None = None,
     run_id: str = "",
+    follows: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ExportResult:
@@ -81,7 +84,9 @@ def export_retriever(
             `serving.lexical`. With a lexical score every item is scored, so the index is exact.
         lexical_fields: field name to its text for each item, for the lexical score; the item texts
             as one field if None.
+        columns: column name to a text or number, or None, for each item; kept with the items.
         run_id: the training run, for the manifest.
+        follows: the version that this one is made from; see `new_version`.
         seed: draws the queries that recall is measured on.
         progress: told about the stages ``encode items``, ``build index`` and ``write version``.
 
@@ -149,9 +154,17 @@ def export_retriever(
         server=SCANN_SERVER if isinstance(chosen.index, ScannIndex) else STOCK_SERVER,
         run_id=run_id,
     )
-    with new_version(output) as draft:
+    items = StoredItems(
+        list(item_ids),
+        list(item_texts),
+        item_embeddings,
+        {name: list(texts) for name, texts in (lexical_fields or {}).items()},
+        {name: list(values) for name, values in (columns or {}).items()},
+    )
+    with new_version(output, follows=follows) as draft:
         tf.saved_model.save(module, str(draft.path), signatures=module.signatures)
         _write_warmup(draft.path, output.name, item_ids, item_texts)
+        items.write(draft.path, retriever)
         manifest.write(draft.path)
     if isinstance(chosen.index, ScannIndex):
         chosen.index.release()

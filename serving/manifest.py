@@ -43,6 +43,7 @@ class Manifest:
         signatures: names of the signatures.
         server: which server can load the version.
         run_id: the training run; empty if none was named.
+        republished: the earlier version that this one equals, after a roll-back; None otherwise.
         created: UTC time, ISO 8601.
         packages: package to version.
     """
@@ -64,6 +65,7 @@ class Manifest:
     lexical_weight: float = 0.0
     lexical_parameters: dict[str, Any] = field(default_factory=dict)
     run_id: str = ""
+    republished: int | None = None
     created: str = field(default_factory=_now)
     packages: dict[str, str] = field(default_factory=package_versions)
 

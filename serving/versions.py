@@ -38,7 +38,7 @@ class Draft:
 
 
 @contextmanager
-def new_version(base: str | Path) -> Iterator[Draft]:
+def new_version(base: str | Path, *, follows: int | None = None) -> Iterator[Draft]:
     """Publishes what the block writes into `draft.path` as the next version of the model `base`.
 
     The version appears when the block ends, complete and flushed to the disk, under one more than
@@ -48,12 +48,14 @@ def new_version(base: str | Path) -> Iterator[Draft]:
 
     Args:
         base: the model's folder, `saved_models/NAME`; made if it does not exist.
+        follows: the version that this one is made from, if it must not undo what another exporter
+            publishes meanwhile.
 
     Yields:
         The draft. Its folder exists and is empty.
 
     Raises:
-        InputError: `base` cannot be a model's folder.
+        InputError: `base` cannot be a model's folder, or its highest version is not `follows`.
     """
     base = Path(base)
     check_model_folder(base)
@@ -65,7 +67,7 @@ def new_version(base: str | Path) -> Iterator[Draft]:
         draft.path.mkdir()
         yield draft
         _flush(draft.path)
-        draft.version = _claim(draft.path, base)
+        draft.version = _claim(draft.path, base, follows)
         draft.path = base / str(draft.version)
         _fsync(base)
     finally:
@@ -89,6 +91,18 @@ def version_folders(base: str | Path) -> dict[int, Path]:
         if version is not None and (folder / "saved_model.pb").is_file():
             folders[version] = folder
     return dict(sorted(folders.items()))
+
+
+def latest_version(base: str | Path) -> tuple[int, Path]:
+    """The version that a server would load, and its folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    versions = version_folders(base)
+    if not versions:
+        raise InputError(f"{base} holds no version of a model: name saved_models/NAME")
+    return max(versions.items())
 
 
 def check_model_folder(base: str | Path) -> None:
@@ -161,7 +175,7 @@ def _try_lock(workspace: Path) -> int | None:
     return None
 
 
-def _claim(draft: Path, base: Path) -> int:
+def _claim(draft: Path, base: Path, follows: int | None) -> int:
     """Renames the draft to the next free number.
 
     A folder cannot be renamed onto one that holds files, so of two exporters that reach for the
@@ -170,6 +184,11 @@ def _claim(draft: Path, base: Path) -> int:
     while True:
         taken = (_version(name) for name in os.listdir(base))
         version = 1 + max((number for number in taken if number is not None), default=0)
+        if follows not in (None, version - 1):
+            raise InputError(
+                f"version {version - 1} of {base} appeared while its successor was made from "
+                f"version {follows}: nothing was published; run the command again"
+            )
         try:
             os.rename(draft, base / str(version))
         except OSError:

@@ -23,6 +23,8 @@ _VERBS = {
     "train": "Adapt towers to a shop's interactions.",
     "evaluate": "Measure retrieval quality over the whole catalogue.",
     "export": "Write a SavedModel with its index.",
+    "index": "Change and check the items of an export.",
+    "rollback": "Put an earlier version back into service.",
     "serve": "Serve an export over gRPC and REST.",
     "query": "Ask a running server.",
     "report": "Compare methods over numbers of shots, as a page.",
