@@ -120,7 +120,7 @@ def export_retriever(
             item_texts, progress=lambda done, total: report("encode items", done, total)
         )
     report("build index", 0, 1)
-    texts, source = _recall_queries(sample_queries, item_texts, seed)
+    texts, source = recall_queries(sample_queries, item_texts, seed)
     if not may_be_approximate(index, len(item_ids)):
         texts = []
     chosen = choose_index(
@@ -189,16 +189,19 @@ def _check_items(
         raise InputError(f"item embeddings must be {expected}, not {item_embeddings.shape}")
 
 
-def _recall_queries(
-    sample_queries: Sequence[str] | None, item_texts: Sequence[str], seed: int
+def recall_queries(
+    sample_queries: Sequence[str] | None,
+    item_texts: Sequence[str],
+    seed: int,
+    count: int = _RECALL_QUERIES,
 ) -> tuple[list[str], str]:
-    """Queries to measure a recall on, and what they are."""
+    """Up to `count` queries to measure a recall on, and what they are."""
     draw = np.random.default_rng(seed)
     if sample_queries:
         distinct = list(dict.fromkeys(sample_queries))
-        rows = draw.permutation(len(distinct))[:_RECALL_QUERIES]
+        rows = draw.permutation(len(distinct))[:count]
         return [distinct[row] for row in rows], "sample queries"
-    rows = draw.permutation(len(item_texts))[:_RECALL_QUERIES]
+    rows = draw.permutation(len(item_texts))[:count]
     return [_opening(item_texts[row]) for row in rows], "openings of item texts"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.manifest import MANIFEST_FILE, Manifest
-from serving.versions import latest_version, new_version, version_folders
+from serving.versions import existing_version, latest_version, new_version, version_folders
 from towers.errors import InputError
 
 
@@ -58,18 +58,14 @@ def roll_back(base: str | Path, version: int | None = None) -> RollbackResult:
         if version is None:
             raise InputError(f"{base} holds no version before {serving}: name one to go back to")
         version = _origin(folders, version)
-    if version not in folders:
-        there = ", ".join(map(str, folders))
-        raise InputError(f"{base} holds no complete version {version}; there are {there}")
+    _, folder = existing_version(base, version)
     if version in (newest, serving):
         raise InputError(f"version {version} of {base} is the one in service")
     with new_version(base, follows=newest) as draft:
-        shutil.copytree(
-            folders[version], draft.path, copy_function=_link_or_copy, dirs_exist_ok=True
-        )
-        if (folders[version] / MANIFEST_FILE).is_file():
+        shutil.copytree(folder, draft.path, copy_function=_link_or_copy, dirs_exist_ok=True)
+        if (folder / MANIFEST_FILE).is_file():
             (draft.path / MANIFEST_FILE).unlink()  # or the link's other end would change
-            manifest = Manifest.read(folders[version])
+            manifest = Manifest.read(folder)
             replace(manifest, republished=_origin(folders, version)).write(draft.path)
     assert draft.version is not None
     return RollbackResult(draft.path, draft.version, version)

@@ -105,6 +105,21 @@ def latest_version(base: str | Path) -> tuple[int, Path]:
     return max(versions.items())
 
 
+def existing_version(base: str | Path, version: int | None = None) -> tuple[int, Path]:
+    """A version and its folder: the one named, or the newest.
+
+    Raises:
+        InputError: there is no such version, or none at all.
+    """
+    newest, folders = latest_version(base), version_folders(base)
+    if version is None:
+        return newest
+    if version not in folders:
+        there = ", ".join(map(str, folders))
+        raise InputError(f"{base} holds no complete version {version}; there are {there}")
+    return version, folders[version]
+
+
 def check_model_folder(base: str | Path) -> None:
     """Checks that `base` can hold the versions of a model, under a name a client can ask for.
 

@@ -138,3 +138,30 @@ def test_no_model(tmp_path: Path, file: Callable[..., Path], towers: Callable[..
         answer = towers(*words)
         assert answer.status == 2
         assert "holds no version of a model" in answer.err
+
+
+def test_verify(
+    shop: Path,
+    file: Callable[..., Path],
+    towers: Callable[..., Answer],
+    tiny_catalog: dict[str, list[str]],
+) -> None:
+    rows = zip(*tiny_catalog.values(), strict=True)
+    cells = [",".join(f'"{cell}"' for cell in row) for row in rows]
+    sound = towers("index", "verify", shop, "--catalog", file(",".join(tiny_catalog), *cells))
+    assert sound.status == 0
+    assert sound.out.endswith("No problem found\n")
+    assert "Recall 1.000 on 8 openings of item texts" in sound.out
+
+    lacking = file(",".join(tiny_catalog), *cells[1:])
+    answer = towers("index", "verify", shop, "--catalog", lacking, "--sample", 2, "--json")
+    assert answer.status == 1
+    facts = json.loads(answer.out)
+    assert (facts["version"], facts["recall"], facts["queries"]) == (1, 1.0, 2)
+    assert [problem["check"] for problem in facts["problems"]] == ["orphans"]
+    assert facts["problems"][0]["examples"] == ["k1"]
+
+    none = towers("index", "verify", shop, "--queries", file("text", "mug"))
+    assert (none.status, none.out) == (2, "")
+    assert "query" in none.err
+    assert "there are 1" in towers("index", "verify", shop, "--version", 3).err

@@ -12,6 +12,7 @@ from towers.cli.output import emit, json_option, progress_bars
 
 if TYPE_CHECKING:
     from serving.update import ChangedItems, UpdateResult
+    from serving.verify import Verification
 
 
 @click.group("index", short_help="Change and check the items of an export.")
@@ -64,6 +65,79 @@ def remove(model: Path, file: str, as_json: bool) -> None:
     with progress_bars() as progress:
         item_ids = table.column("item_id").to_pylist()
         _emit(update_items(model, remove=item_ids, progress=progress), as_json)
+
+
+@command.command("verify", short_help="Check ids, embeddings, answers and recall.")
+@_model
+@click.option("--version", type=click.IntRange(0), help="Version to check; the newest if absent.")
+@click.option("--catalog", type=click.Path(), help="Catalogue file that the items should equal.")
+@click.option(
+    "--queries",
+    type=click.Path(),
+    help="File with a column `query` to measure recall on; first words of item texts if absent.",
+)
+@click.option(
+    "--sample", type=click.IntRange(1), default=256, show_default=True, help="Queries and items."
+)
+@click.option(
+    "--min-recall",
+    type=click.FloatRange(0, 1),
+    default=0.95,
+    show_default=True,
+    help="Recall below this is a problem.",
+)
+@json_option
+def verify(
+    model: Path,
+    version: int | None,
+    catalog: str | None,
+    queries: str | None,
+    sample: int,
+    min_recall: float,
+    as_json: bool,
+) -> None:
+    """Check a version of MODEL: counts, ids, embeddings, answers, recall against exact search.
+
+    Exit status 1 if anything is wrong.
+    """
+    from serving.manifest import Manifest
+    from serving.verify import verify as verify_version
+    from serving.versions import existing_version
+    from towers.item_text import ItemTemplate
+    from training.catalog import Catalog
+    from training.tables import read_table
+    from training.train import render_items
+
+    number, path = existing_version(model, version)
+    asked = expected = None
+    if queries is not None:
+        table = read_table(queries, required={"query": "text"}, optional={}, keep_other=False)
+        asked = table.column("query").to_pylist()
+    if catalog is not None:
+        products = Catalog.read(catalog)
+        texts = render_items(ItemTemplate(Manifest.read(path).item_template), products)
+        expected = dict(zip(products.item_ids.tolist(), texts, strict=True))
+    result = verify_version(
+        path, queries=asked, catalog=expected, sample=sample, least_recall=min_recall
+    )
+    facts = {"path": str(path), "version": number, **asdict(result)}
+    emit(facts, as_json, lambda: _report(number, path, result))
+    if result.problems:
+        raise click.exceptions.Exit(1)
+
+
+def _report(number: int, path: Path, result: Verification) -> str:
+    lines = [
+        f"{result.item_count:,} items in version {number}: {path}",
+        f"Recall {result.recall:.3f} on {result.queries} {result.measured_on}",
+    ]
+    for problem in result.problems:
+        examples = f": {', '.join(problem.examples)}" if problem.examples else ""
+        more = ", ..." if problem.count > len(problem.examples) > 0 else ""
+        lines.append(
+            f"PROBLEM {problem.check}: {problem.message} ({problem.count:,}){examples}{more}"
+        )
+    return "\n".join([*lines, "" if result.problems else "No problem found"]).rstrip()
 
 
 def _changed(model: Path, file: str) -> ChangedItems:

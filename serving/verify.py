@@ -1,0 +1,225 @@
+"""Checks of a published version: what its graph answers against what it should."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from serving.export import recall_queries
+from serving.index.auto import TARGET_RECALL
+from serving.index.item_index import EMPTY_ID
+from serving.index.recall import recall
+from serving.lexical import LexicalIndex, normalised
+from serving.loading import load_export
+from serving.manifest import Manifest
+from serving.stored_items import StoredItems
+
+DEFAULT_SAMPLE = 256
+_EXAMPLES = 5
+_NORM_TOLERANCE = 1e-3
+_LEAST_COSINE = 0.995  # bfloat16 moves a vector by 1e-4 (docs/benchmarks.md)
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a version.
+
+    Attributes:
+        check: name of the check: ``count``, ``ids``, ``finite``, ``norm``, ``vectors``, ``lookup``,
+            ``answers``, ``recall``, ``orphans``, ``missing`` or ``texts``.
+        message: what is wrong, in words.
+        count: how many items or answers it concerns.
+        examples: some of them.
+    """
+
+    check: str
+    message: str
+    count: int
+    examples: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found out about a version.
+
+    Attributes:
+        item_count: items it keeps.
+        recall: share of the exact top k that `search` finds.
+        queries: number of queries that was measured on.
+        measured_on: what they were.
+        problems: what is wrong; empty if nothing is.
+    """
+
+    item_count: int
+    recall: float
+    queries: int
+    measured_on: str
+    problems: list[Problem]
+
+
+def verify(
+    version: str | Path,
+    *,
+    queries: Sequence[str] | None = None,
+    catalog: Mapping[str, str] | None = None,
+    sample: int = DEFAULT_SAMPLE,
+    least_recall: float = TARGET_RECALL,
+    seed: int = 0,
+) -> Verification:
+    """Checks a version's ids, embeddings and answers, by loading it as a server does.
+
+    The exact answers that recall is counted against are made in NumPy, of the embeddings that the
+    version keeps beside its graph; a lexical score is built anew from its texts.
+
+    Args:
+        version: the version's folder, `saved_models/NAME/VERSION`.
+        queries: queries to measure recall on; the first words of item texts if None.
+        catalog: item id to item text as they should be, to find what has come and gone since.
+        sample: number of queries, and of items to look up and to encode again, at most.
+        least_recall: recall below this is a problem.
+        seed: draws the samples.
+
+    Returns:
+        What was found.
+
+    Raises:
+        InputError: the folder holds no version, or one that does not keep its items.
+    """
+    version = Path(version)
+    manifest, items = Manifest.read(version), StoredItems.read(version)
+    signatures = load_export(version).signatures
+    embeddings = np.array(items.embeddings)
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(items.ids))[:sample])
+
+    problems = [
+        *_ids(items, manifest),
+        *_embeddings(items.ids, embeddings),
+        *_vectors(signatures["encode_item"], items, embeddings, drawn),
+        *_lookup(signatures["similar"], items.ids, drawn),
+    ]
+    texts, measured_on = recall_queries(queries, items.texts, seed, sample)
+    found_ids, found = _search(signatures["search"], texts)
+    problems += _answers(found_ids, found, set(items.ids))
+    vectors = _batched(signatures["encode_query"], "query", texts, "embedding")
+    wanted = _exact(texts, vectors, embeddings, items.fields or {"text": items.texts}, manifest)
+    mean = float(recall(found, wanted).mean())
+    if not mean >= least_recall:  # nor where it is NaN
+        message = f"search finds {mean:.3f} of the exact top {manifest.k}, not {least_recall:g}"
+        problems.append(Problem("recall", message, len(texts)))
+    if catalog is not None:
+        problems += _against_catalog(items, catalog)
+    return Verification(len(items.ids), mean, len(texts), measured_on, problems)
+
+
+def _ids(items: StoredItems, manifest: Manifest) -> Iterable[Problem]:
+    if manifest.item_count != len(items.ids):
+        message = f"the manifest counts {manifest.item_count} items, {len(items.ids)} are kept"
+        yield Problem("count", message, abs(manifest.item_count - len(items.ids)))
+    repeats = [item_id for item_id, times in Counter(items.ids).items() if times > 1 or not item_id]
+    yield from _problem("ids", "item ids are empty or there more than once", repeats)
+
+
+def _embeddings(ids: Sequence[str], embeddings: np.ndarray) -> Iterable[Problem]:
+    norms = np.linalg.norm(embeddings, axis=1)
+    finite = np.isfinite(norms)
+    wrong = finite & (np.abs(norms - 1) > _NORM_TOLERANCE)
+    yield from _problem("finite", "embeddings are not finite", _at(ids, ~finite))
+    yield from _problem("norm", "embeddings are not of length one", _at(ids, wrong))
+
+
+def _vectors(
+    encode: Any, items: StoredItems, embeddings: np.ndarray, rows: np.ndarray
+) -> Iterable[Problem]:
+    texts = [items.texts[row] for row in rows]
+    again = _batched(encode, "text", texts, "embedding")
+    fits = (again * embeddings[rows]).sum(axis=1) >= _LEAST_COSINE
+    wrong = [items.ids[row] for row in rows[~fits]]
+    yield from _problem("vectors", "embeddings are not what the graph makes of the texts", wrong)
+
+
+def _lookup(similar: Any, ids: Sequence[str], rows: np.ndarray) -> Iterable[Problem]:
+    if len(ids) == 1:
+        return  # nothing is like it
+    asked = [ids[row] for row in rows]
+    first = _batched(similar, "item_id", asked, "item_ids")[:, 0]
+    lost = [item_id for item_id, answer in zip(asked, first, strict=True) if not answer]
+    yield from _problem("lookup", "items are not in the graph", lost)
+
+
+def _answers(found_ids: np.ndarray, scores: np.ndarray, known: set[str]) -> Iterable[Problem]:
+    names = [[item.decode(errors="replace") for item in row] for row in found_ids]
+    phantoms = sorted({item for row in names for item in row} - known - {EMPTY_ID})
+    yield from _problem("answers", "items that are not kept are answered", phantoms)
+    twice = [item for row in names for item, times in Counter(row).items() if item and times > 1]
+    yield from _problem("answers", "items are answered twice to one query", twice)
+    wrong = int(np.count_nonzero(~np.isfinite(scores).all(axis=1)))
+    if wrong:
+        yield Problem("answers", "answers hold scores that are not finite", wrong)
+
+
+def _against_catalog(items: StoredItems, catalog: Mapping[str, str]) -> Iterable[Problem]:
+    kept = dict(zip(items.ids, items.texts, strict=True))
+    orphans = [item_id for item_id in kept if item_id not in catalog]
+    missing = [item_id for item_id in catalog if item_id not in kept]
+    stale = [item_id for item_id in kept if catalog.get(item_id, kept[item_id]) != kept[item_id]]
+    yield from _problem("orphans", "items are not in the catalogue", orphans)
+    yield from _problem("missing", "items of the catalogue are not in the export", missing)
+    yield from _problem("texts", "items have another text in the catalogue", stale)
+
+
+def _exact(
+    texts: Sequence[str],
+    vectors: np.ndarray,
+    embeddings: np.ndarray,
+    fields: Mapping[str, Sequence[str]],
+    manifest: Manifest,
+) -> np.ndarray:
+    """The k best scores over all items for each query, float32 ``[Q, k or items]``."""
+    weight = manifest.lexical_weight
+    lexical = LexicalIndex.build(fields) if weight else None
+    k = min(manifest.k, len(embeddings))
+    best = []
+    for start in range(0, len(texts), _BATCH):
+        part = slice(start, start + _BATCH)
+        scores = vectors[part] @ embeddings.T  # [n, items]
+        if lexical is not None:
+            words = normalised(lexical.scores(tf.constant(list(texts[part])))).numpy()
+            scores = (1 - weight) * scores + weight * words
+        best.append(-np.sort(np.partition(-scores, k - 1, axis=1)[:, :k], axis=1))
+    return np.concatenate(best)
+
+
+def _search(search: Any, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    parts = [
+        search(query=tf.constant(list(texts[start : start + _BATCH])))
+        for start in range(0, len(texts), _BATCH)
+    ]
+    return (
+        np.concatenate([part["item_ids"].numpy() for part in parts]),
+        np.concatenate([part["scores"].numpy() for part in parts]),
+    )
+
+
+def _batched(signature: Any, name: str, texts: Sequence[str], output: str) -> np.ndarray:
+    return np.concatenate(
+        [
+            signature(**{name: tf.constant(list(texts[start : start + _BATCH]))})[output].numpy()
+            for start in range(0, len(texts), _BATCH)
+        ]
+    )
+
+
+def _at(ids: Sequence[str], wrong: np.ndarray) -> list[str]:
+    return [ids[row] for row in np.flatnonzero(wrong).tolist()]
+
+
+def _problem(check: str, message: str, ids: Sequence[str]) -> Iterable[Problem]:
+    if ids:
+        yield Problem(check, message, len(ids), list(ids[:_EXAMPLES]))
