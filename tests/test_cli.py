@@ -133,7 +133,7 @@ def test_every_verb_has_help(verb: str, towers: Callable[..., Answer]) -> None:
         (["evaluate", "--gains", "0,one"], "expected one number a grade"),
         (["evaluate", "--depth", "0"], "0 is not in the range x>=1"),
         (["export", "--index", "tree"], "'tree' is not one of 'auto', 'exact', 'scann'"),
-        (["serve", "--model-base-path", "x", "--poll-seconds", "0"], "not in the range"),
+        (["serve", "--model-base-path", "x", "--poll-seconds", "-1"], "not in the range"),
     ],
 )
 def test_bad_usage_is_2(arguments: list[str], message: str, towers: Callable[..., Answer]) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
     model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
 from serving.server.model_api import ModelApi
@@ -28,7 +31,7 @@ _Response = TypeVar("_Response")
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata; the calls on tf.Example are refused."""
+    """Predict, Classify, Regress, MultiInference and GetModelMetadata."""
 
     def __init__(self, api: ModelApi) -> None:
         """Makes the service."""
@@ -48,17 +51,25 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         """Answers with the SignatureDefs."""
         return _answer(self._api.get_model_metadata, request, context)
 
-    def Classify(self, request: Any, context: grpc.ServicerContext) -> None:
-        """Refuses: UNIMPLEMENTED."""
-        _refuse("Classify", context)
+    def Classify(
+        self,
+        request: classification_pb2.ClassificationRequest,
+        context: grpc.ServicerContext,
+    ) -> classification_pb2.ClassificationResponse:
+        """Answers a ClassificationRequest."""
+        return _answer(self._api.classify, request, context)
 
-    def Regress(self, request: Any, context: grpc.ServicerContext) -> None:
-        """Refuses: UNIMPLEMENTED."""
-        _refuse("Regress", context)
+    def Regress(
+        self, request: regression_pb2.RegressionRequest, context: grpc.ServicerContext
+    ) -> regression_pb2.RegressionResponse:
+        """Answers a RegressionRequest."""
+        return _answer(self._api.regress, request, context)
 
-    def MultiInference(self, request: Any, context: grpc.ServicerContext) -> None:
-        """Refuses: UNIMPLEMENTED."""
-        _refuse("MultiInference", context)
+    def MultiInference(
+        self, request: inference_pb2.MultiInferenceRequest, context: grpc.ServicerContext
+    ) -> inference_pb2.MultiInferenceResponse:
+        """Answers a MultiInferenceRequest."""
+        return _answer(self._api.multi_inference, request, context)
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
@@ -96,7 +107,3 @@ def _answer(
         _log.exception("a request failed in the server")
         status = StatusError.wrap(error)
     return context.abort(status.code, status.message[:_MAX_DETAILS])  # raises
-
-
-def _refuse(method: str, context: grpc.ServicerContext) -> None:
-    context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served; use Predict.")

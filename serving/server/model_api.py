@@ -5,14 +5,18 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
     model_management_pb2,
     model_pb2,
     predict_pb2,
+    regression_pb2,
     status_pb2,
 )
 
+from serving.server.inference import run_classify, run_multi_inference, run_regress
 from serving.server.models import Models
 from serving.server.predict import run_predict
 from serving.server.servable import Servable
@@ -45,6 +49,45 @@ class ModelApi:
         _require_model_spec(request)
         with self.acquire(request.model_spec) as servable:
             return run_predict(servable, request)
+
+    def classify(
+        self, request: classification_pb2.ClassificationRequest
+    ) -> classification_pb2.ClassificationResponse:
+        """Answers PredictionService.Classify.
+
+        Raises:
+          StatusError: The model or version is missing, the signature is not one to classify with,
+            or the graph failed.
+        """
+        _require_model_spec(request)
+        with self.acquire(request.model_spec) as servable:
+            return run_classify(servable, request)
+
+    def regress(
+        self, request: regression_pb2.RegressionRequest
+    ) -> regression_pb2.RegressionResponse:
+        """Answers PredictionService.Regress.
+
+        Raises:
+          StatusError: The model or version is missing, the signature is not one to regress with, or
+            the graph failed.
+        """
+        _require_model_spec(request)
+        with self.acquire(request.model_spec) as servable:
+            return run_regress(servable, request)
+
+    def multi_inference(
+        self, request: inference_pb2.MultiInferenceRequest
+    ) -> inference_pb2.MultiInferenceResponse:
+        """Answers PredictionService.MultiInference, with the version that its first task names.
+
+        Raises:
+          StatusError: The model or version is missing, a signature is not one for its task, or the
+            graph failed.
+        """
+        spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
+        with self.acquire(spec) as servable:
+            return run_multi_inference(servable, request)
 
     def get_model_metadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest
@@ -113,6 +156,8 @@ class ModelApi:
 
 def _require_model_spec(
     request: predict_pb2.PredictRequest
+    | classification_pb2.ClassificationRequest
+    | regression_pb2.RegressionRequest
     | get_model_metadata_pb2.GetModelMetadataRequest
     | get_model_status_pb2.GetModelStatusRequest,
 ) -> None:

@@ -9,9 +9,15 @@ from urllib.parse import unquote
 
 import grpc
 from google.protobuf import json_format
-from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_pb2,
+    regression_pb2,
+)
 
-from serving.server import rest_json
+from serving.server import rest_examples, rest_json
 from serving.server.model_api import SIGNATURE_DEF, ModelApi
 from serving.server.servable import DEFAULT_SIGNATURE
 from serving.server.status import StatusError, invalid_argument
@@ -73,11 +79,12 @@ class RestApi:
 
     def _dispatch(self, method: str, path: str, body: bytes) -> bytes:
         if method == "POST" and (match := _PREDICTION_PATH.fullmatch(path)):
-            if match["method"].lower() != "predict":
-                raise StatusError(
-                    grpc.StatusCode.UNIMPLEMENTED, f"{match['method']} is not served; use predict."
-                )
-            return self._predict(_model_spec(match), body)
+            answer = {
+                "predict": self._predict,
+                "classify": self._classify,
+                "regress": self._regress,
+            }[match["method"].lower()]
+            return answer(_model_spec(match), body)
         if method == "GET" and (match := _MODEL_PATH.fullmatch(path)):
             if not match["model"]:
                 raise invalid_argument("Missing model name in request.")
@@ -102,6 +109,22 @@ class RestApi:
                 return rest_json.write_rows(signature.run(rows))
             columns = rest_json.read_columns(document, signature.inputs)
             return rest_json.write_columns(signature.run(columns))
+
+    def _classify(self, spec: model_pb2.ModelSpec, body: bytes) -> bytes:
+        document = rest_json.parse_document(body)
+        spec.signature_name = rest_json.signature_name(document)
+        request = classification_pb2.ClassificationRequest(
+            model_spec=spec, input=rest_examples.read_examples(document)
+        )
+        return rest_examples.write_classifications(self._api.classify(request).result)
+
+    def _regress(self, spec: model_pb2.ModelSpec, body: bytes) -> bytes:
+        document = rest_json.parse_document(body)
+        spec.signature_name = rest_json.signature_name(document)
+        request = regression_pb2.RegressionRequest(
+            model_spec=spec, input=rest_examples.read_examples(document)
+        )
+        return rest_examples.write_regressions(self._api.regress(request).result)
 
     def _status(self, spec: model_pb2.ModelSpec) -> bytes:
         request = get_model_status_pb2.GetModelStatusRequest(model_spec=spec)

@@ -54,7 +54,7 @@ def parse_document(body: bytes) -> dict[str, Any]:
         # Lists too deep, or an integer of thousands of digits.
         raise invalid_argument(f"JSON Parse error: {error}") from error
     if not isinstance(document, dict):
-        raise _format_error(document, "Is not object")
+        raise format_error(document, "Is not object")
     return document
 
 
@@ -66,7 +66,7 @@ def signature_name(document: Mapping[str, Any]) -> str:
     """
     name = document.get("signature_name", "")
     if not isinstance(name, str):
-        raise _format_error(
+        raise format_error(
             document, "not formatted correctly. 'signature_name' key must be a string value."
         )
     return name
@@ -79,7 +79,7 @@ def is_row_format(document: Mapping[str, Any]) -> bool:
       StatusError: INVALID_ARGUMENT, where the request has neither or both.
     """
     if "instances" in document and "inputs" in document:
-        raise _format_error(
+        raise format_error(
             document,
             "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist ",
         )
@@ -96,9 +96,9 @@ def read_rows(document: Mapping[str, Any], specs: Mapping[str, InputSpec]) -> di
     """
     instances = document["instances"]
     if not isinstance(instances, list):
-        raise _format_error(document, "Expecting 'instances' to be an list/array")
+        raise format_error(document, "Expecting 'instances' to be an list/array")
     if not instances:
-        raise _format_error(document, "No values in 'instances' array")
+        raise format_error(document, "No values in 'instances' array")
     if not isinstance(instances[0], dict) and len(specs) > 1:
         raise invalid_argument(
             "instances is a plain list, but expecting list of objects as multiple input tensors "
@@ -179,7 +179,7 @@ def write_rows(outputs: Mapping[str, np.ndarray]) -> bytes:
         predictions = [
             dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
         ]
-    return _encode({"predictions": predictions})
+    return encode_document({"predictions": predictions})
 
 
 def write_columns(outputs: Mapping[str, np.ndarray]) -> bytes:
@@ -190,20 +190,26 @@ def write_columns(outputs: Mapping[str, np.ndarray]) -> bytes:
     """
     columns = {name: _json_value(name, array) for name, array in outputs.items()}
     if len(columns) == 1:
-        return _encode({"outputs": next(iter(columns.values()))})
-    return _encode({"outputs": columns})
+        return encode_document({"outputs": next(iter(columns.values()))})
+    return encode_document({"outputs": columns})
 
 
 def write_error(message: str) -> bytes:
     """Writes the body of an error response."""
-    return _encode({"error": message})
+    return encode_document({"error": message})
+
+
+def shortest_decimal(value: float) -> float:
+    """Returns the number with the fewest decimals that is `value` as float32."""
+    return float(str(np.float32(value)))
 
 
 def _is_named(value: Any) -> bool:
-    return isinstance(value, dict) and not _is_base64(value)
+    return isinstance(value, dict) and not is_base64(value)
 
 
-def _is_base64(value: dict[str, Any]) -> bool:
+def is_base64(value: Mapping[str, Any]) -> bool:
+    """Whether an object stands for bytes."""
     return value.keys() == {"b64"} and isinstance(value["b64"], str)
 
 
@@ -252,7 +258,7 @@ def _collect(
     """Appends the elements of a nested list in order, checking that it has the shape."""
     if not isinstance(value, list):
         if level != len(shape):
-            raise _format_error(
+            raise format_error(
                 value,
                 f"found at incorrect level: {level + 1} in the JSON DOM. "
                 f"Expected at level: {len(shape)}",
@@ -275,15 +281,15 @@ def _collect(
 def _element(value: Any, dtype: tf.DType) -> Any:
     if dtype == tf.string:
         if isinstance(value, str):
-            return _utf8(value)
+            return utf8(value)
         if isinstance(value, dict):
-            return _decode_base64(value)
+            return decode_base64(value)
     elif dtype == tf.bool:
         if isinstance(value, bool):
             return value
     elif dtype in _FLOATS:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return _real(value)
+            return real(value)
     elif dtype in _INTEGERS:
         if (
             isinstance(value, int)
@@ -297,13 +303,18 @@ def _element(value: Any, dtype: tf.DType) -> Any:
             f"Conversion of JSON Value: {_debug_text(value)} to type: "
             f"{dtype_name(dtype.as_datatype_enum)}",
         )
-    raise _format_error(
+    raise format_error(
         value,
-        f"Type: {_type_name(value)} is not of expected type: {dtype_name(dtype.as_datatype_enum)}",
+        f"Type: {type_name(value)} is not of expected type: {dtype_name(dtype.as_datatype_enum)}",
     )
 
 
-def _utf8(value: str) -> bytes:
+def utf8(value: str) -> bytes:
+    """Returns a string as UTF-8.
+
+    Raises:
+      StatusError: INVALID_ARGUMENT, where half of a surrogate pair is in it.
+    """
     try:
         return value.encode()
     except UnicodeEncodeError as error:
@@ -312,16 +323,26 @@ def _utf8(value: str) -> bytes:
         ) from error
 
 
-def _real(value: float) -> float:
+def real(value: float) -> float:
+    """Returns a number as a float.
+
+    Raises:
+      StatusError: INVALID_ARGUMENT, where it is an integer beyond all floats.
+    """
     try:
         return float(value)
     except OverflowError:
         raise invalid_argument("JSON Parse error: Number too big to be stored in double.") from None
 
 
-def _decode_base64(value: dict[str, Any]) -> bytes:
-    if not _is_base64(value):
-        raise _format_error(value, "not formatted correctly for base64 data")
+def decode_base64(value: dict[str, Any]) -> bytes:
+    """Returns the bytes that an object stands for.
+
+    Raises:
+      StatusError: INVALID_ARGUMENT, where it is not base64.
+    """
+    if not is_base64(value):
+        raise format_error(value, "not formatted correctly for base64 data")
     text = "".join(value["b64"].split()).rstrip("=")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
@@ -358,12 +379,14 @@ def _map_strings(value: Any, *, as_bytes: bool) -> Any:
     return value.decode("utf-8", "surrogateescape")
 
 
-def _encode(document: dict[str, Any]) -> bytes:
+def encode_document(document: dict[str, Any]) -> bytes:
+    """Writes a response body."""
     # Like TF Serving, bytes of an output that are no UTF-8 are passed on as they are.
     return json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
-def _format_error(value: Any, problem: str) -> StatusError:
+def format_error(value: Any, problem: str) -> StatusError:
+    """The client's JSON is not of the form wanted."""
     return invalid_argument(f"JSON Value: {_debug_text(value)} {problem}")
 
 
@@ -371,7 +394,8 @@ def _debug_text(value: Any) -> str:
     return json.dumps(value)[:_MAX_DEBUG_CHARACTERS]
 
 
-def _type_name(value: Any) -> str:
+def type_name(value: Any) -> str:
+    """Returns the name that a JSON type has in error messages."""
     if value is None:
         return "Null"
     if isinstance(value, bool):

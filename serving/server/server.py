@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from serving.loading import GRAPH_FILE
@@ -27,6 +28,7 @@ from serving.server.model_config import (
 )
 from serving.server.model_watcher import LoadOptions
 from serving.server.models import Models
+from serving.server.reflection import SERVICE_NAMES, add_reflection
 from serving.server.rest import RestApi
 from serving.server.status import StatusError
 from serving.server.tensorflow_runtime import set_up_tensorflow
@@ -34,6 +36,7 @@ from towers.errors import InputError
 
 DEFAULT_PORT = 8500
 DEFAULT_REST_PORT = 8501
+_SERVICES_OF_TF_SERVING = ("PredictionService", "ModelService")  # so called by its health service
 _GRPC_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     # Otherwise Linux lets two servers share a port, and each gets half of the requests.
@@ -102,7 +105,7 @@ class ModelServer:
         _check_port(port)
         _check_port(rest_port)
         workers = workers or 4 * (os.cpu_count() or 1)
-        self._drain_seconds = drain_seconds
+        self.drain_seconds = drain_seconds
         self._models = Models(
             loading or LoadOptions(), labels_for_unavailable=labels_for_unavailable
         )
@@ -131,6 +134,9 @@ class ModelServer:
             PredictionService(api), self._grpc
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(api), self._grpc)
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        add_reflection(self._grpc)
         try:
             self.grpc_port: int = self._grpc.add_insecure_port(f"{self.host}:{port}")
         except RuntimeError as error:
@@ -162,12 +168,15 @@ class ModelServer:
             raise InputError(error.message) from error
         if self._config_watcher:
             self._config_watcher.start()
+        for service in (health.OVERALL_HEALTH, *SERVICE_NAMES, *_SERVICES_OF_TF_SERVING):
+            self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         self._grpc.start()
         self._http.start()
 
     def stop(self) -> None:
         """Takes no new requests, answers those it has, and ends."""
-        grpc_stopped = self._grpc.stop(self._drain_seconds)
+        self._health.enter_graceful_shutdown()
+        grpc_stopped = self._grpc.stop(self.drain_seconds)
         self._http.stop()
         grpc_stopped.wait()
         if self._config_watcher:

@@ -9,13 +9,16 @@ requests does not go live.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
+from serving.server.inference import run_classify, run_multi_inference, run_regress
 from serving.server.predict import run_predict
 from serving.server.servable import Servable
 from serving.server.status import StatusError, invalid_argument
@@ -57,9 +60,18 @@ def _replay(servable: Servable, record: bytes, file: Path) -> bool:
         log = prediction_log_pb2.PredictionLog.FromString(record)
     except DecodeError as error:
         raise invalid_argument(f"Failed to parse warmup record from {file}") from error
-    if log.WhichOneof("log_type") != "predict_log":
-        # Such a version still answers Predict; refusing it would help nobody.
-        _log.warning("%s: skipped a %s, only Predict is served", file, log.WhichOneof("log_type"))
+    kind = log.WhichOneof("log_type")
+    if kind not in _RUNNERS:
+        # Such a version still answers requests; refusing it would help nobody.
+        _log.warning("%s: skipped a %s, which is not served", file, kind)
         return False
-    run_predict(servable, log.predict_log.request)
+    _RUNNERS[kind](servable, getattr(log, kind).request)
     return True
+
+
+_RUNNERS: dict[str | None, Callable[[Servable, Any], object]] = {
+    "predict_log": run_predict,
+    "classify_log": run_classify,
+    "regress_log": run_regress,
+    "multi_inference_log": run_multi_inference,
+}

@@ -292,10 +292,6 @@ def test_other_paths_and_methods_are_malformed(call, method, path):
     error(call(path, b"{}", method=method), 400, f"Malformed request: {method} {path}")
 
 
-def test_classify_is_not_served(call):
-    error(call("/v1/models/shop:classify", {"examples": [{}]}), 501, "classify is not served")
-
-
 def test_a_compressed_body_is_read(call):
     body = gzip.compress(b'{"signature_name": "upper", "instances": ["a"]}')
     answer = call("/v1/models/shop:predict", body, headers={"Content-Encoding": "gzip"})
