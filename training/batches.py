@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from towers.encoding import padded, token_sequences
 from towers.retriever import Retriever
+from training.augmentation import Augmentation
 from training.interactions import Interactions
+from training.negatives import CatalogNegatives, text_ids
+from training.pair_vectors import PairVectors
 
 # Batches are cut from stretches of this many batches, sorted by length inside: long enough to save
 # most padding, short enough that an epoch differs from the last one.
@@ -137,6 +141,11 @@ class PairBatches:
         repeat_queries: let a batch hold several positives of one query.
         catalog_negatives: items drawn from the whole catalogue for each batch, as extra negatives.
         min_steps: batches an epoch, see `plan_epoch`.
+        negatives: mined and cached negatives for each batch.
+        anchor: vectors of the untrained towers, whose scores come with each batch; those of all
+            items that can stand in a batch.
+        grades: tell the grades of known positives too.
+        augmentation: changes queries, each time they come, anew in every epoch.
     """
 
     retriever: Retriever
@@ -147,23 +156,18 @@ class PairBatches:
     repeat_queries: bool = False
     catalog_negatives: int = 0
     min_steps: int = 1
+    negatives: CatalogNegatives | None = None
+    anchor: PairVectors | None = None
+    grades: bool = False
+    augmentation: Augmentation | None = None
     epoch: int = 0
 
     def __post_init__(self) -> None:
         text, tokenizer = self.retriever.text, self.retriever.tokenizer
-        self._query_tokens = token_sequences(
-            tokenizer,
-            [text.query_prefix + query for query in self.pairs.queries],
-            text.query_max_length,
-        )
-        # Items of equal text are one item to the tower: ids are those of distinct texts.
-        ids: dict[str, int] = {}
-        self._text_id = np.array([ids.setdefault(t, len(ids)) for t in self.item_texts], np.int32)
-        rows = (
-            np.arange(len(self.item_texts))
-            if self.catalog_negatives
-            else np.unique(self.pairs.item_row)
-        )
+        self._query_tokens = self._tokens_of(self.pairs.queries)
+        self._text_id = text_ids(self.item_texts)
+        self._extra = bool(self.catalog_negatives or (self.negatives and self.negatives.hard))
+        rows = np.arange(len(self.item_texts)) if self._extra else np.unique(self.pairs.item_row)
         sequences = token_sequences(
             tokenizer, [self.item_texts[row] for row in rows.tolist()], text.item_max_length
         )
@@ -176,13 +180,19 @@ class PairBatches:
                 )
             ]
         )
-        positives: list[set[int]] = [set() for _ in self.pairs.queries]
-        for query, item in zip(self.pairs.query_row, self.pairs.item_row, strict=True):
-            positives[query].add(int(self._text_id[item]))
-        most = max(len(ids) for ids in positives)
-        self._positive_ids = np.array(
-            [sorted(ids) + [-1] * (most - len(ids)) for ids in positives], np.int32
-        )
+        # The best grade of each text that is a positive of the query.
+        positives: list[dict[int, int]] = [{} for _ in self.pairs.queries]
+        for query, item, grade in zip(
+            self.pairs.query_row, self.pairs.item_row, self.pairs.grade.tolist(), strict=True
+        ):
+            known, text_id = positives[query], int(self._text_id[item])
+            known[text_id] = max(grade, known.get(text_id, grade))
+        shape = len(positives), max(map(len, positives))
+        self._positive_ids = np.full(shape, -1, np.int32)
+        self._positive_grades = np.zeros(shape, np.int32)
+        for row, known in enumerate(positives):
+            self._positive_ids[row, : len(known)] = sorted(known)
+            self._positive_grades[row, : len(known)] = [known[key] for key in sorted(known)]
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch as arrays of pair numbers."""
@@ -200,7 +210,8 @@ class PairBatches:
         """Batches ``(x, y, sample_weight)`` of the epoch that `epoch` says when iteration begins.
 
         ``x`` is as `towers.TwoTower` takes it: ``query``, ``item``, ``item_ids``, ``positive_ids``
-        and, where asked for, ``negatives`` and ``negative_ids``. ``y`` is not used.
+        and, where asked for, ``positive_grades``, ``negatives`` and ``cached`` with their ids,
+        ``ignored`` and ``teacher_scores``. ``y`` is not used.
         """
         tokens = {
             "token_ids": tf.TensorSpec([None, None], tf.int32),
@@ -213,8 +224,17 @@ class PairBatches:
             "item_ids": ids,
             "positive_ids": tf.TensorSpec([None, None], tf.int32),
         }
-        if self.catalog_negatives:
+        if self._extra:
             x |= {"negatives": tokens, "negative_ids": ids}
+        if self.negatives:
+            x["ignored"] = tf.TensorSpec([None, None], tf.bool)
+            if self.negatives.cached:
+                width = self.retriever.embedding_dim
+                x |= {"cached": tf.TensorSpec([None, width], tf.float32), "cached_ids": ids}
+        if self.anchor:
+            x["teacher_scores"] = tf.TensorSpec([None, None], tf.float32)
+        if self.grades:
+            x["positive_grades"] = tf.TensorSpec([None, None], tf.int32)
         signature = (x, ids, tf.TensorSpec([None], tf.float32))
         dataset = tf.data.Dataset.from_generator(self._epoch, output_signature=signature)
         count = tf.data.experimental.assert_cardinality(len(self.plan(0)))  # all epochs' alike
@@ -226,22 +246,58 @@ class PairBatches:
         for pairs in self.plan(self.epoch):
             queries, items = self.pairs.query_row[pairs], self.pairs.item_row[pairs]
             x = {
-                "query": self._pad(
-                    [self._query_tokens[query] for query in queries], text.query_max_length
-                ),
+                "query": self._pad(self._queries(queries.tolist(), rng), text.query_max_length),
                 "item": self._pad(
                     [self._item_tokens[item] for item in items.tolist()], text.item_max_length
                 ),
                 "item_ids": self._text_id[items],
                 "positive_ids": self._positive_ids[queries],
             }
-            if self.catalog_negatives:
-                drawn = rng.integers(len(self.item_texts), size=self.catalog_negatives)
-                x["negatives"] = self._pad(
-                    [self._item_tokens[item] for item in drawn.tolist()], text.item_max_length
-                )
-                x["negative_ids"] = self._text_id[drawn]
+            if self.grades:
+                x["positive_grades"] = self._positive_grades[queries]
+            x |= self._further(pairs, rng)
             yield x, np.zeros(len(pairs), np.int32), self.pairs.weight[pairs]
 
-    def _pad(self, sequences: list[np.ndarray], max_length: int) -> dict[str, np.ndarray]:
+    def _further(self, pairs: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        """Candidates from outside of the batch, and what is known of all of them."""
+        x: dict[str, Any] = {}
+        rows = [self.pairs.item_row[pairs]]  # catalogue rows of the candidates, by kind
+        if self._extra:
+            drawn = rng.integers(len(self.item_texts), size=self.catalog_negatives)
+            if self.negatives and self.negatives.hard:
+                drawn = np.concatenate([self.negatives.draw_hard(pairs, rng), drawn])
+            if not len(drawn):  # nothing hard for any of them, but a batch must have its shape
+                drawn = rng.integers(len(self.item_texts), size=1)
+            rows.append(drawn)
+            sequences = [self._item_tokens[item] for item in drawn.tolist()]
+            x["negatives"] = self._pad(sequences, self.retriever.text.item_max_length)
+            x["negative_ids"] = self._text_id[drawn]
+        if self.negatives:
+            if self.negatives.cached:
+                rows.append(self.negatives.draw_cached(rng))
+                x["cached"] = self.negatives.vectors.of_items(rows[-1])
+                x["cached_ids"] = self._text_id[rows[-1]]
+            near = self.negatives.too_near(pairs, np.concatenate(rows[1:]))
+            own = np.zeros((len(pairs), len(pairs)), bool)
+            x["ignored"] = np.concatenate([own, near], axis=1)
+        if self.anchor:
+            queries = self.pairs.query_row[pairs]
+            x["teacher_scores"] = self.anchor.cosines(queries, np.concatenate(rows))
+        return x
+
+    def _queries(self, rows: list[int], rng: np.random.Generator) -> Sequence[np.ndarray]:
+        """Tokens of queries, changed where there is an augmentation."""
+        if self.augmentation is None:
+            return [self._query_tokens[row] for row in rows]
+        return self._tokens_of([self.augmentation(self.pairs.queries[row], rng) for row in rows])
+
+    def _tokens_of(self, queries: Sequence[str]) -> list[np.ndarray]:
+        text = self.retriever.text
+        return token_sequences(
+            self.retriever.tokenizer,
+            [text.query_prefix + query for query in queries],
+            text.query_max_length,
+        )
+
+    def _pad(self, sequences: Sequence[np.ndarray], max_length: int) -> dict[str, np.ndarray]:
         return padded(sequences, max_length, self.retriever.tokenizer.pad_id)

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from towers.checkpoint import DEFAULT_PRESET
 from towers.errors import InputError
@@ -57,6 +57,38 @@ class EncoderConfig(_Section):
     query_prefix: str = ""
 
 
+class AugmentConfig(_Section):
+    """How often the queries of pairs are changed, anew in each epoch: probabilities; 0 for never.
+
+    Attributes:
+        typos: one slip of the hand on a keyboard.
+        word_dropout: a tenth of the words, at least one, left out.
+        word_swap: two words in each other's place.
+        synonyms: one word or phrase by another of its meaning.
+        synonyms_from: a file of the columns ``text`` and ``synonym``, or ``wordnet``.
+        units: one unit of measure or abbreviation in another spelling.
+        back_translation: a paraphrase by `translator`.
+        translator: ``module:function``, from a list of texts to a list of texts.
+    """
+
+    typos: Share = 0.0
+    word_dropout: Share = 0.0
+    word_swap: Share = 0.0
+    synonyms: Share = 0.0
+    synonyms_from: str | None = None
+    units: Share = 0.0
+    back_translation: Share = 0.0
+    translator: str | None = None
+
+    @model_validator(mode="after")
+    def _sources(self) -> AugmentConfig:
+        if self.synonyms and self.synonyms_from is None:
+            raise ValueError('synonyms need synonyms_from: a file, or "wordnet"')
+        if self.back_translation and self.translator is None:
+            raise ValueError('back_translation needs translator = "module:function"')
+        return self
+
+
 class FitConfig(_Section):
     """The adaptation.
 
@@ -73,7 +105,22 @@ class FitConfig(_Section):
         temperature: divisor of the cosines.
         learn_temperature: train the temperature too.
         symmetric: add the item-to-query direction of the loss.
+        loss: of the pairs: ``softmax`` over the batch, ``margin`` (the positive must win by
+            `margin`) or ``graded`` (grades are the targets; `towers.losses`).
+        margin: of ``margin``: in units of the cosine.
         catalog_negatives: random catalogue items added to each batch as negatives.
+        hard_negatives: items that rank high for a query and are no positives of it, added for each
+            pair of a batch (`training.negatives`).
+        hard_negatives_from: whose ranking that is: ``towers``, ``lexical`` or ``both``.
+        cached_negatives: random catalogue items added to each batch as vectors, which cost no
+            encoding; thousands are cheap.
+        remine: epochs after which hard negatives are mined and cached vectors are made anew by the
+            towers as they are then; 0 for never.
+        accumulate: parts that a batch is encoded in, so that one larger than memory can be trained
+            on; more parts are slower and change nothing else.
+        anchor: weight of a loss that draws the scores in a batch to those of the untrained towers.
+        fgm: length of an adversarial step on the embedded tokens of each text; 0 for none.
+        r_drop: weight of the difference between two passes with other dropout; 0 for none.
         held_out: share of the queries kept back for early stopping; 0 for none.
         min_held_out: with fewer held-out queries than this none are kept back: a choice by so few
             would be a coin toss, and each is worth more in training.
@@ -93,6 +140,7 @@ class FitConfig(_Section):
         top_layers: of ``top``: number of layers that are trained.
         bottleneck: of ``adapters``: inner width.
         prefix_length: of ``prefix``: learned keys and values a layer.
+        augment: changes of the queries; for all methods but ``linear``.
     """
 
     epochs: int = Field(5, ge=1)
@@ -105,7 +153,17 @@ class FitConfig(_Section):
     temperature: float = Field(0.05, gt=0)
     learn_temperature: bool = False
     symmetric: bool = True
+    loss: Literal["softmax", "margin", "graded"] = "softmax"
+    margin: float = Field(0.1, ge=0, le=2)
     catalog_negatives: int = Field(0, ge=0)
+    hard_negatives: int = Field(0, ge=0, le=30)
+    hard_negatives_from: Literal["towers", "lexical", "both"] = "towers"
+    cached_negatives: int = Field(0, ge=0)
+    remine: int = Field(0, ge=0)
+    accumulate: int = Field(1, ge=1)
+    anchor: float = Field(0.0, ge=0)
+    fgm: float = Field(0.0, ge=0)
+    r_drop: float = Field(0.0, ge=0)
     held_out: float = Field(0.1, ge=0, lt=1)
     min_held_out: int = Field(16, ge=1)
     patience: int = Field(2, ge=1)
@@ -121,6 +179,18 @@ class FitConfig(_Section):
     top_layers: int = Field(2, ge=1)
     bottleneck: int = Field(32, ge=1)
     prefix_length: int = Field(16, ge=1)
+    augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> FitConfig:
+        if self.remine and not (self.hard_negatives or self.cached_negatives):
+            raise ValueError("remine needs hard_negatives or cached_negatives")
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate is {self.accumulate}, more parts than the batch has pairs "
+                f"({self.batch_size})"
+            )
+        return self
 
     @property
     def shares(self) -> list[float]:

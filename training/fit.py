@@ -15,6 +15,7 @@ from towers.encoding import Progress
 from towers.errors import InputError
 from towers.interpolation import interpolate
 from towers.retriever import Retriever
+from training.augmentation import Augmenter
 from training.batches import PairBatches
 from training.config import FitConfig, Method
 from training.distillation import distil
@@ -24,6 +25,8 @@ from training.lexical_weight import LexicalScorer, choose_lexical_weight
 from training.linear import fit_linear
 from training.loop import train_epochs
 from training.methods import finished, require_suitable, trainable_copy, with_learning_rate
+from training.negatives import CatalogNegatives, Remine
+from training.pair_vectors import PairVectors, encode_pairs
 from training.shots import split_by_query
 
 
@@ -98,13 +101,16 @@ def adapt(
             their grades. `pairs` if None.
         titles: for ``distilled``: what queries are made from, of every catalogue row; the item
             texts if None.
-        lexical: for ``distilled``, which needs it: the lexical score.
+        lexical: the lexical score: for ``distilled``, and for hard negatives from it, which need
+            it.
         seed: decides the split, the order and dropout.
-        progress: told (steps done, steps in all).
+        progress: told (steps done, steps in all); before that, where training asks for vectors of
+            the catalogue, (items encoded, items in all).
         callbacks: further Keras callbacks.
 
     Raises:
-        InputError: there is no positive pair, the towers do not suit the method, or the learning
+        InputError: there is no positive pair, the towers do not suit the method, the lexical score
+            is needed and not there, or the learning
             rate is so high that training ends in weights that are not finite.
     """
     config = config or FitConfig()
@@ -123,6 +129,13 @@ def adapt(
     zero_shot, retriever = retriever, Retriever(model, retriever.tokenizer, retriever.text)
 
     train, held_out = _hold_out(pairs, judgements or pairs, config, seed)
+    start = time.perf_counter()
+    negatives, anchor = _catalog(
+        retriever, train, item_texts, config, lexical, judgements, progress
+    )
+    if negatives is not None and config.remine:
+        items = config.towers == "both"
+        callbacks = [*callbacks, Remine(negatives, retriever, config.remine, items=items)]
     batches = PairBatches(
         retriever,
         train,
@@ -131,9 +144,12 @@ def adapt(
         seed=seed,
         catalog_negatives=config.catalog_negatives,
         min_steps=config.min_steps,
+        negatives=negatives,
+        anchor=anchor,
+        grades=config.loss == "graded",
+        augmentation=Augmenter.from_config(config.augment, train.queries),
     )
     pool = CandidatePool(held_out, item_texts, seed=seed) if held_out is not None else None
-    start = time.perf_counter()
     checkpoints = train_epochs(
         retriever, batches, config, folder=folder, pool=pool, progress=progress, callbacks=callbacks
     )
@@ -176,6 +192,41 @@ def adapt(
         learning_rate=config.learning_rate,
         seconds=time.perf_counter() - start,
     )
+
+
+def _catalog(
+    retriever: Retriever,
+    pairs: Interactions,
+    item_texts: Sequence[str],
+    config: FitConfig,
+    lexical: LexicalScorer | None,
+    known: Interactions | None,
+    progress: Progress | None,
+) -> tuple[CatalogNegatives | None, PairVectors | None]:
+    """Negatives from the catalogue, and the vectors to be anchored to, where they are wanted."""
+    extra = config.hard_negatives or config.cached_negatives
+    if not (extra or config.anchor):
+        return None, None
+    source = config.hard_negatives_from
+    if config.hard_negatives and source != "towers" and lexical is None:
+        raise InputError(
+            f'hard_negatives_from = "{source}" needs the lexical score of the catalogue'
+        )
+    rows = None if extra or config.catalog_negatives else pairs.item_row
+    vectors = encode_pairs(retriever, pairs.queries, item_texts, rows, progress=progress)
+    negatives = None
+    if extra:
+        negatives = CatalogNegatives(
+            pairs,
+            item_texts,
+            vectors,
+            hard=config.hard_negatives,
+            source=source,
+            cached=config.cached_negatives,
+            lexical=lexical,
+            known=known,
+        )
+    return negatives, vectors if config.anchor else None
 
 
 def _interpolated(

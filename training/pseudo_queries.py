@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.typos import misspell
+from training.augmentation.typos import misspell
 
 # Numbers of words, about those of real product searches.
 _LENGTHS = (1, 2, 3, 4)

@@ -13,13 +13,14 @@ from towers.encoding import Progress
 from towers.interpolation import interpolate
 from towers.item_text import ItemTemplate
 from towers.retriever import Retriever, TextSettings
+from training.augmentation import Augmenter
 from training.auto import choose_method
 from training.catalog import Catalog
 from training.config import EncoderConfig, Method, TrainConfig
 from training.fit import adapt
 from training.interactions import Interactions
 from training.lexical_weight import LexicalChoice, LexicalScorer, choose_lexical_weight
-from training.methods import require_suitable
+from training.methods import require_gradient, require_suitable
 from training.run_folder import RunFolder
 from training.shots import draw_shots
 
@@ -67,6 +68,8 @@ def train(
     retriever = build_retriever(config, template)  # before the folder is made: it may be refused
     method: Method = "full" if config.method == "auto" else config.method
     require_suitable(retriever.model, method, config.fit)
+    require_gradient(method, config.fit)
+    Augmenter.from_config(config.fit.augment, [])  # its sources may be refused too
     run = RunFolder.open(output, config, catalog, interactions)
     metrics: dict[str, Any] = {
         "method": config.method,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.pseudo_queries import make_pseudo_queries
-from training.typos import misspell
+from training.augmentation.typos import misspell
 
 TITLES = [
     "Stainless Steel Electric Kettle 1.7 l (Pack of 2)",
