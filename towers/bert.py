@@ -172,6 +172,7 @@ def sequence_output(
     *,
     num_heads: int,
     dropout: Callable[[Any], Any] = lambda x: x,
+    perturbation: Any = None,
 ) -> Any:
     """Contextual token vectors (Devlin et al. 2019; attention: Vaswani et al. 2017).
 
@@ -181,6 +182,8 @@ def sequence_output(
         padding_mask: int or bool ``[N, T]``, 1 for tokens.
         num_heads: attention heads.
         dropout: applied where BERT drops out; the identity for inference.
+        perturbation: float32 ``[N, T, hidden]``, added to the normalised embeddings; nothing if
+            None.
 
     Returns:
         float32 ``[N, T, hidden]``.
@@ -190,7 +193,10 @@ def sequence_output(
     dtype = keras.backend.standardize_dtype(weights.layers[0].output.kernel.dtype)
 
     x = ops.take(weights.tokens, token_ids, axis=0) + weights.positions[:width]
-    x = dropout(_normalise(ops.reshape(x, (-1, hidden)), weights.norm))  # [N * T, hidden]
+    x = _normalise(ops.reshape(x, (-1, hidden)), weights.norm)  # [N * T, hidden]
+    if perturbation is not None:
+        x = x + ops.reshape(perturbation, (-1, hidden))
+    x = dropout(x)
     padding = (1.0 - ops.cast(padding_mask, dtype)) * _MASKED
     padding = ops.reshape(padding, (rows, 1, 1, width))
 

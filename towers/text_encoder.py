@@ -118,28 +118,48 @@ class TextEncoder(keras.Model):
         )
 
     def embed(
-        self, weights: EncoderWeights, inputs: dict[str, Any], training: bool | None = None
+        self,
+        weights: EncoderWeights,
+        inputs: dict[str, Any],
+        training: bool | None = None,
+        *,
+        seeds: keras.random.SeedGenerator | None = None,
+        perturbation: Any = None,
     ) -> Any:
         """Encodes token ids as `call` does, with weights that have been read before.
 
         Outside of training a pure function of its arguments.
+
+        Args:
+            weights: see `read_weights`.
+            inputs: see the class.
+            training: apply dropout.
+            seeds: of dropout; the encoder's own if None.
+            perturbation: float32 ``[N, T, hidden]``, added to the embeddings of the tokens after
+                their layer norm; nothing if None.
         """
+
+        def drop_out(x: Any) -> Any:
+            return keras.random.dropout(x, self.backbone.dropout, seed=seeds or self.seed_generator)
+
         tokens = sequence_output(
             weights.bert,
             inputs["token_ids"],
             inputs["padding_mask"],
             num_heads=self.backbone.num_heads,
-            dropout=self._drop_out if training and self.backbone.dropout else lambda x: x,
+            dropout=drop_out if training and self.backbone.dropout else lambda x: x,
+            perturbation=perturbation,
         )  # [N, T, hidden]
         pooled = self.pooling(tokens, inputs["padding_mask"])  # [N, hidden]
         for kernel in weights.projections:
             pooled = ops.matmul(pooled, kernel)  # [N, embedding_dim]
         return ops.normalize(pooled, axis=-1, order=2, epsilon=1e-12)
 
-    def _drop_out(self, x: Any) -> Any:
+    @property
+    def seed_generator(self) -> keras.random.SeedGenerator:
+        """The seeds of dropout."""
         # The state of a layer of the backbone, for its place in saved models and checkpoints.
-        seed = self.backbone.embeddings_dropout.seed_generator
-        return keras.random.dropout(x, self.backbone.dropout, seed=seed)
+        return self.backbone.embeddings_dropout.seed_generator
 
     def compute_output_spec(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
         """Shape and dtype of the output, for symbolic calls."""

@@ -9,12 +9,17 @@ from typing import Any
 import keras
 from keras import ops
 
+from towers.gradient_cache import encode_in_chunks
+from towers.gradients import gradient
 from towers.losses import (
     InBatchSoftmax,
     ScoreDistillation,
     accidental_hits,
+    known_grades,
     known_positives,
+    r_drop,
 )
+from towers.losses.in_batch_softmax import weighted_mean
 from towers.text_encoder import TextEncoder
 
 # A learned temperature stays at or above this: logits of unit vectors stay within +-100
@@ -34,23 +39,30 @@ class TwoTower(keras.Model):
     | `query`                    | 2 x int `[B, T]`   | `token_ids`, `padding_mask` of queries   |
     | `item`                     | 2 x int `[B, S]`   | the same of each query's own item        |
     | `negatives`                | 2 x int `[M, S]`   | extra items, negatives of every query    |
+    | `cached`                   | float `[K, d]`     | vectors of items, negatives of all, too  |
     | `item_ids`                 | int `[B]`/`[B, n]` | ids, or n kinds of them, finding repeats |
     | `negative_ids`             | as `item_ids`, M   | the same for `negatives`                 |
+    | `cached_ids`               | as `item_ids`, K   | the same for `cached`                    |
     | `positive_ids`             | int `[B, P]`       | known positives of a query, padded by -1 |
+    | `positive_grades`          | `[B, P]`           | their grades, for a graded loss          |
     | `item_log_probability`     | float `[B]`        | log sampling probability (logQ)          |
     | `negative_log_probability` | float `[M]`        | the same for `negatives`                 |
-    | `ignored`                  | bool `[B, B + M]`  | further items that are no negatives      |
-    | `teacher_scores`           | float `[B, B + M]` | a teacher's scores, to be distilled      |
+    | `cached_log_probability`   | float `[K]`        | the same for `cached`                    |
+    | `ignored`                  | bool `[B, C]`      | further items that are no negatives      |
+    | `teacher_scores`           | float `[B, C]`     | a teacher's scores, to be distilled      |
 
-    All but the first two are optional; `positive_ids` need `item_ids`, and with `negatives`, ids
-    and probabilities are given for both kinds of item or for neither. `item_ids` keep an item that
+    `C` is `B + M + K`. All but the first two are optional; `positive_ids` need `item_ids`, and with
+    `negatives` or `cached`, ids and probabilities are given for all kinds of item or for none.
+    `cached` vectors are taken as they are: no gradient flows into them, and thousands cost little
+    (memory banks: Wu et al. 2018, https://arxiv.org/abs/1805.01978). `item_ids` keep an item that
     stands in the batch twice, or twice with the same text, from being its own negative;
     `positive_ids` (of the first kind of id) do that for further positives of a query, and make them
     positives of it where the loss has `multi_positive`. `teacher_scores` are used where there is a
     `distillation`. Targets `y` are not used; `sample_weight` is float `[B]` and weighs the queries
     of `loss`; the distillation counts all queries alike.
 
-    `model(x)` returns `{"query": [B, d], "item": [B + M, d]}`, unit rows, the negatives last.
+    `model(x)` returns `{"query": [B, d], "item": [C, d]}`, unit rows: own items, `negatives`,
+    `cached`.
 
     Args:
         query_tower: encoder of queries.
@@ -59,9 +71,19 @@ class TwoTower(keras.Model):
         temperature: divisor of the cosines; the start value if learned.
         learn_temperature: make the temperature a trainable weight.
         distillation: a second loss, added where a batch has `teacher_scores`.
+        chunks: parts that a batch is encoded in, one after the other, so that a batch of any size
+            trains in the memory of one part (`towers.gradient_cache`).
+        fgm: length of an adversarial step; 0 for none. In training, each text's embedded tokens are
+            moved by a vector of this length along the gradient of the loss, and the loss of the
+            texts moved like that is added (Miyato et al. 2017, https://arxiv.org/abs/1605.07725,
+            equations 2 and 5; their embeddings are normalised too). Twice the cost of a step.
+        r_drop: weight of `towers.losses.r_drop`; 0 for none. In training, a batch is encoded twice
+            with different dropout, and its loss is the mean of both and their divergence. Twice the
+            cost of a step.
 
     Raises:
-        ValueError: towers of different width, or a temperature that is not above 0.
+        ValueError: towers of different width, a temperature that is not above 0, `chunks` below 1,
+            `fgm` or `r_drop` below 0, or `r_drop` and towers without dropout.
 
     Example:
         >>> model = TwoTower(TextEncoder.from_preset("all-MiniLM-L6-v2"))
@@ -78,6 +100,9 @@ class TwoTower(keras.Model):
         temperature: float = 0.05,
         learn_temperature: bool = False,
         distillation: ScoreDistillation | None = None,
+        chunks: int = 1,
+        fgm: float = 0.0,
+        r_drop: float = 0.0,
         **kwargs: Any,
     ) -> None:
         # The towers' policy: under mixed_float16, `compile` then adds loss scaling.
@@ -91,8 +116,18 @@ class TwoTower(keras.Model):
             )
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0; got {temperature}")
+        if chunks < 1 or fgm < 0 or r_drop < 0:
+            raise ValueError(
+                "chunks must be 1 or more, fgm and r_drop 0 or more; got "
+                f"chunks={chunks}, fgm={fgm}, r_drop={r_drop}"
+            )
+        if r_drop and not any(t.backbone.dropout for t in (self.query_tower, self.item_tower)):
+            raise ValueError("r_drop needs dropout, and the towers have none")
         self.embedding_loss = InBatchSoftmax(symmetric=True) if loss is None else loss
         self.distillation = distillation
+        self.chunks = chunks
+        self.fgm = fgm
+        self.r_drop = r_drop
         self.start_temperature = temperature
         self.learn_temperature = learn_temperature
         if learn_temperature:
@@ -120,12 +155,34 @@ class TwoTower(keras.Model):
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> dict[str, Any]:
         """Encodes a batch; see the class."""
-        query = self.query_tower(inputs["query"], training=training)
-        item = self.item_tower(inputs["item"], training=training)
+        return self._encode(inputs, training)
+
+    def _encode(
+        self,
+        inputs: Mapping[str, Any],
+        training: bool | None,
+        perturbation: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Encodes a batch, its texts moved by `[N, T, hidden]` each where that is given."""
+
+        def encode(tower: TextEncoder, name: str) -> Any:
+            moved = None if perturbation is None else perturbation[name]
+            if self.chunks > 1:
+                return encode_in_chunks(
+                    tower, inputs[name], self.chunks, training=training, perturbation=moved
+                )
+            if moved is None:
+                return tower(inputs[name], training=training)
+            weights = tower.read_weights(tower.compute_dtype, merge=not training)
+            return tower.embed(weights, inputs[name], training=training, perturbation=moved)
+
+        query = encode(self.query_tower, "query")
+        items = [encode(self.item_tower, "item")]
         if "negatives" in inputs:
-            negatives = self.item_tower(inputs["negatives"], training=training)
-            item = ops.concatenate([item, negatives])
-        return {"query": query, "item": item}
+            items.append(encode(self.item_tower, "negatives"))
+        if "cached" in inputs:
+            items.append(ops.cast(inputs["cached"], "float32"))
+        return {"query": query, "item": ops.concatenate(items) if len(items) > 1 else items[0]}
 
     def compute_loss(
         self,
@@ -140,12 +197,50 @@ class TwoTower(keras.Model):
         Raises:
             ValueError: a key of the batch is there without the one it needs.
         """
+        perturbation = None
+        if training and self.fgm:
+            # Encodes anew, in view of the gradient; nothing is left of `y_pred` in a compiled step.
+            perturbation, y_pred = self._adversary(x, sample_weight)
+        loss = self._loss(x, y_pred, sample_weight)
+        if training and self.r_drop:
+            again = self._encode(x, training)
+            divergence = r_drop(y_pred, again, temperature=self.temperature)
+            loss = (loss + self._loss(x, again, sample_weight)) / 2.0
+            loss = loss + self.r_drop * weighted_mean(divergence, sample_weight)
+        if perturbation is not None:
+            moved = self._encode(x, training, perturbation)
+            loss = loss + self._loss(x, moved, sample_weight)
+        for penalty in self.losses:  # regularisers and add_loss of the towers
+            loss = loss + ops.cast(penalty, "float32")
+        return loss
+
+    def _adversary(self, x: Any, sample_weight: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The steps `fgm * g / |g|` of all texts, `[N, T, hidden]`, and the embeddings before."""
+
+        def loss(moves: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            vectors = self._encode(x, True, moves)
+            return self._loss(x, vectors, sample_weight), vectors
+
+        towers = {"query": self.query_tower, "item": self.item_tower, "negatives": self.item_tower}
+        nowhere = {
+            name: ops.zeros((*ops.shape(x[name]["token_ids"]), int(tower.backbone.hidden_dim)))
+            for name, tower in towers.items()
+            if name in x
+        }
+        slopes, vectors = gradient(loss, nowhere)
+        steps = {}
+        for name, slope in slopes.items():
+            length = ops.sqrt(ops.sum(ops.square(slope), axis=(1, 2), keepdims=True))
+            # A text that the loss does not depend on stays where it is.
+            steps[name] = ops.stop_gradient(self.fgm * slope / ops.maximum(length, 1e-30))
+        return steps, vectors
+
+    def _loss(self, x: Any, vectors: Mapping[str, Any], sample_weight: Any) -> Any:
+        """The loss of a batch's embeddings, penalties of the towers aside."""
         _require(x, "positive_ids", "item_ids")
-        if "negatives" in x:
-            _require(x, "item_ids", "negative_ids")
-            _require(x, "item_log_probability", "negative_log_probability")
-        candidate_ids = _join(x, "item_ids", "negative_ids")
-        n_queries = ops.shape(y_pred["query"])[0]
+        _require(x, "positive_grades", "positive_ids")
+        candidate_ids = _join(x, "ids")
+        n_queries = ops.shape(vectors["query"])[0]
         positives = ignored = None
         if candidate_ids is not None:
             ignored = accidental_hits(candidate_ids, n_queries)
@@ -155,22 +250,23 @@ class TwoTower(keras.Model):
                 # A second copy of an item is masked, not a second target.
                 own = ops.eye(n_queries, ops.shape(first_kind)[0], dtype="bool")
                 positives = (positives & ~ignored) | own
+                if "positive_grades" in x:
+                    grades = known_grades(first_kind, x["positive_ids"], x["positive_grades"])
+                    positives = ops.where(positives, ops.maximum(grades, 1.0), 0.0)
         if "ignored" in x:
             further = ops.cast(x["ignored"], "bool")
             ignored = further if ignored is None else ignored | further
         loss = self.embedding_loss(
-            y_pred["query"],
-            y_pred["item"],
+            vectors["query"],
+            vectors["item"],
             temperature=self.temperature,
             positives=positives,
             ignored=ignored,
-            candidate_log_probability=_join(x, "item_log_probability", "negative_log_probability"),
+            candidate_log_probability=_join(x, "log_probability"),
             sample_weight=sample_weight,
         )
         if self.distillation is not None and "teacher_scores" in x:
-            loss = loss + self.distillation(y_pred["query"], y_pred["item"], x["teacher_scores"])
-        for penalty in self.losses:  # regularisers and add_loss of the towers
-            loss = loss + ops.cast(penalty, "float32")
+            loss = loss + self.distillation(vectors["query"], vectors["item"], x["teacher_scores"])
         return loss
 
     def with_dtype(self, dtype: str) -> TwoTower:
@@ -192,6 +288,9 @@ class TwoTower(keras.Model):
             temperature=self.start_temperature,
             learn_temperature=self.learn_temperature,
             distillation=self.distillation,
+            chunks=self.chunks,
+            fgm=self.fgm,
+            r_drop=self.r_drop,
         )
         if self.learn_temperature:
             twin.log_temperature.assign(self.log_temperature)
@@ -208,6 +307,9 @@ class TwoTower(keras.Model):
             "temperature": self.start_temperature,
             "learn_temperature": self.learn_temperature,
             "distillation": serialize(self.distillation),
+            "chunks": self.chunks,
+            "fgm": self.fgm,
+            "r_drop": self.r_drop,
         }
 
     @classmethod
@@ -224,11 +326,14 @@ def _require(x: Mapping[str, Any], key: str, needed: str) -> None:
         raise ValueError(f"the batch has {key!r} without {needed!r}; it has {', '.join(sorted(x))}")
 
 
-def _join(x: Mapping[str, Any], first: str, second: str) -> Any:
-    """The entries of the batch's own items followed by those of the extra negatives."""
-    if first not in x:
+def _join(x: Mapping[str, Any], kind: str) -> Any:
+    """The ids, say, of all candidates of a batch: its own items, the negatives, the cached."""
+    if f"item_{kind}" not in x:
         return None
-    parts = [ops.convert_to_tensor(x[first])]
-    if "negatives" in x:
-        parts.append(ops.convert_to_tensor(x[second]))
+    parts = [x[f"item_{kind}"]]
+    for name, key in (("negative", "negatives"), ("cached", "cached")):
+        if key in x:
+            _require(x, f"item_{kind}", f"{name}_{kind}")
+            parts.append(x[f"{name}_{kind}"])
+    parts = [ops.convert_to_tensor(part) for part in parts]
     return parts[0] if len(parts) == 1 else ops.concatenate(parts)

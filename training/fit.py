@@ -110,8 +110,8 @@ def adapt(
 
     Raises:
         InputError: there is no positive pair, the towers do not suit the method, the lexical score
-            is needed and not there, or the learning
-            rate is so high that training ends in weights that are not finite.
+            is needed and not there, or the learning rate is so high that training ends in weights
+            that are not finite.
     """
     config = config or FitConfig()
     pairs.require_positives()
@@ -130,7 +130,7 @@ def adapt(
 
     train, held_out = _hold_out(pairs, judgements or pairs, config, seed)
     start = time.perf_counter()
-    negatives, anchor = _catalog(
+    negatives, anchor = _from_catalog(
         retriever, train, item_texts, config, lexical, judgements, progress
     )
     if negatives is not None and config.remine:
@@ -194,7 +194,7 @@ def adapt(
     )
 
 
-def _catalog(
+def _from_catalog(
     retriever: Retriever,
     pairs: Interactions,
     item_texts: Sequence[str],

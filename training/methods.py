@@ -15,7 +15,12 @@ from towers.adaptation import (
 )
 from towers.encoding import fast_dtype
 from towers.errors import InputError
-from towers.losses import InBatchSoftmax, ScoreDistillation
+from towers.losses import (
+    AdditiveMarginSoftmax,
+    GradedSoftmax,
+    InBatchSoftmax,
+    ScoreDistillation,
+)
 from towers.text_encoder import TextEncoder
 from towers.two_tower import TwoTower
 from training.config import FitConfig, Method
@@ -59,6 +64,42 @@ def make_adaptation(method: Method, config: FitConfig) -> Adaptation | None:
     return None
 
 
+def make_loss(config: FitConfig) -> InBatchSoftmax:
+    """The loss of the pairs by its name."""
+    if config.loss == "margin":
+        return AdditiveMarginSoftmax(config.margin, symmetric=config.symmetric)
+    if config.loss == "graded":
+        return GradedSoftmax(symmetric=config.symmetric)
+    return InBatchSoftmax(symmetric=config.symmetric)
+
+
+def make_distillation(method: Method, config: FitConfig) -> ScoreDistillation | None:
+    """The loss beside that of the pairs: a teacher's, or the anchor to the untrained towers."""
+    if method == "distilled":
+        return ScoreDistillation(config.distillation)
+    if config.anchor:
+        # Both at the temperature that the pairs are scored with, so that the least loss is where
+        # the scores are the untrained ones.
+        return ScoreDistillation(
+            config.anchor, temperature=config.temperature, teacher_temperature=config.temperature
+        )
+    return None
+
+
+def require_gradient(method: Method, config: FitConfig) -> None:
+    """Raises `InputError` where a method without gradients has options of training by gradient."""
+    if method not in ("zero-shot", "linear"):
+        return
+    plain = FitConfig()
+    names = ("loss", "hard_negatives", "cached_negatives", "anchor", "fgm", "r_drop", "accumulate")
+    given = [name for name in names if getattr(config, name) != getattr(plain, name)]
+    if given:
+        raise InputError(
+            f"method {method} has no use for {', '.join(given)}: choose a method that trains by "
+            "gradient (full, lora, ...), or leave them out"
+        )
+
+
 def _kernels(config: FitConfig) -> tuple[str, ...]:
     return ALL_KERNELS if config.kernels == "all" else QUERY_VALUE
 
@@ -71,6 +112,8 @@ def require_suitable(model: TwoTower, method: Method, config: FitConfig) -> None
         layers = len(tower.backbone.transformer_layers)
         if method == "top" and config.top_layers > layers:
             raise InputError(f"top_layers is {config.top_layers}; the encoder has {layers} layers")
+        if config.r_drop and not tower.backbone.dropout:
+            raise InputError("r_drop compares two passes with dropout; the encoder has none")
 
 
 def trainable_copy(model: TwoTower, method: Method, config: FitConfig) -> TwoTower:
@@ -87,10 +130,13 @@ def trainable_copy(model: TwoTower, method: Method, config: FitConfig) -> TwoTow
     copy = TwoTower(
         query_tower,
         item_tower,
-        loss=InBatchSoftmax(symmetric=config.symmetric),
+        loss=make_loss(config),
         temperature=config.temperature,
         learn_temperature=config.learn_temperature,
-        distillation=ScoreDistillation(config.distillation) if method == "distilled" else None,
+        distillation=make_distillation(method, config),
+        chunks=config.accumulate,
+        fgm=config.fgm,
+        r_drop=config.r_drop,
     ).with_dtype(_policy(config))
     if config.towers == "query":
         for weight in copy.item_tower.weights:

@@ -23,6 +23,7 @@ def in_batch_softmax(
     ignored: Tensor | None = None,
     candidate_log_probability: Tensor | None = None,
     symmetric: bool = False,
+    margin: float = 0.0,
 ) -> Tensor:
     """Softmax loss of each query over the candidates of its batch.
 
@@ -50,6 +51,7 @@ def in_batch_softmax(
         symmetric: Average with the other direction: the loss of the query's own item over the `B`
             queries, with the left `[B, B]` blocks of `positives` and `ignored` transposed. (There
             the logQ term is the same for all queries and drops out.)
+        margin: Taken from the cosine of each positive; see `AdditiveMarginSoftmax`.
 
     Returns:
         float32 `[B]`, the loss of each query.
@@ -70,26 +72,37 @@ def in_batch_softmax(
     if ignored is not None:
         negative = negative & ~ops.cast(ignored, "bool")
 
-    losses = _softmax_losses(logits, weights, negative)
+    margin_logit = margin / ops.cast(temperature, "float32")
+    losses = _softmax_losses(logits, weights, negative, margin_logit)
     if symmetric:
         block = (slice(None), slice(None, n_queries))
         item_losses = _softmax_losses(
             ops.transpose(logits[block]),
             ops.transpose(weights[block]),
             ops.transpose(negative[block]),
+            margin_logit,
         )
         losses = (losses + item_losses) / 2.0
     return losses
 
 
-def _softmax_losses(logits: Tensor, weights: Tensor, negative: Tensor) -> Tensor:
-    """Loss of each row, `[B, C]` each -> `[B]`."""
+def _softmax_losses(logits: Tensor, weights: Tensor, negative: Tensor, margin: Tensor) -> Tensor:
+    """Loss of each row, `[B, C]` each and the margin of the logits -> `[B]`."""
     negatives = ops.logsumexp(ops.where(negative, logits, _MASKED), axis=1, keepdims=True)
     # -log(e^s / (e^s + e^n)) = log(1 + e^(n - s)), which no logit makes overflow.
-    terms = ops.softplus(negatives - logits)  # [B, C]
+    terms = ops.softplus(negatives - logits + margin)  # [B, C]
     total = ops.sum(weights, axis=1)
     # A row without positives has only zeros above the line; the divisor must not add a NaN.
     return ops.sum(weights * terms, axis=1) / ops.where(total > 0.0, total, 1.0)
+
+
+def weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of `[B]` losses by weights `[B]`, all alike if None; 0 where all weights are 0."""
+    if weight is None:
+        return ops.mean(losses)
+    weight = ops.cast(weight, "float32")
+    total = ops.sum(weight)
+    return ops.sum(weight * losses) / ops.where(total > 0.0, total, 1.0)
 
 
 @keras.saving.register_keras_serializable(package="towers")
@@ -159,6 +172,8 @@ class InBatchSoftmax:
                 )
     """
 
+    margin = 0.0
+
     def __init__(self, *, symmetric: bool = False, multi_positive: bool = True) -> None:
         self.symmetric = symmetric
         self.multi_positive = multi_positive
@@ -187,18 +202,15 @@ class InBatchSoftmax:
             ignored=ignored,
             candidate_log_probability=candidate_log_probability,
             symmetric=self.symmetric,
+            margin=self.margin,
         )
-        if sample_weight is None:
-            return ops.mean(losses)
-        weight = ops.cast(sample_weight, "float32")
-        total = ops.sum(weight)
-        return ops.sum(weight * losses) / ops.where(total > 0.0, total, 1.0)
+        return weighted_mean(losses, sample_weight)
 
-    def get_config(self) -> dict[str, bool]:
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {"symmetric": self.symmetric, "multi_positive": self.multi_positive}
 
     @classmethod
-    def from_config(cls, config: dict[str, bool]) -> InBatchSoftmax:
+    def from_config(cls, config: dict[str, Any]) -> InBatchSoftmax:
         """Rebuilds the loss from `get_config`."""
         return cls(**config)

@@ -53,6 +53,24 @@ def known_positives(candidate_ids: Tensor, positive_ids: Tensor) -> Tensor:
     return ops.any((positives == ids) & (positives >= 0), axis=1)  # [B, C]
 
 
+def known_grades(candidate_ids: Tensor, positive_ids: Tensor, positive_grades: Tensor) -> Tensor:
+    """Grades of the candidates that the training data knows as positives of the query.
+
+    Args:
+        candidate_ids: int `[C]`.
+        positive_ids: int `[B, P]`, the ids of each query's positives, padded with -1.
+        positive_grades: `[B, P]`, theirs.
+
+    Returns:
+        float32 `[B, C]`, 0 where a candidate is not among a query's positives.
+    """
+    ids = ops.convert_to_tensor(candidate_ids)
+    positives = ops.expand_dims(ops.convert_to_tensor(positive_ids), 2)  # [B, P, 1]
+    grades = ops.expand_dims(ops.cast(positive_grades, "float32"), 2)
+    known = (positives == ids) & (positives >= 0)  # [B, P, C]
+    return ops.max(ops.where(known, grades, 0.0), axis=1)  # [B, C]
+
+
 def same_query(query_ids: Tensor, n_candidates: int | Tensor) -> Tensor:
     """Marks the items of other rows that hold the same query.
 
