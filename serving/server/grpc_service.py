@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import grpc
 from tensorflow_serving.apis import (
@@ -19,11 +20,22 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from serving.server.calls import Caller, Calls
 from serving.server.model_api import ModelApi
 from serving.server.status import StatusError
 
 # Details travel in HTTP/2 trailers, for which clients accept 8 KiB, percent-encoded.
 _MAX_DETAILS = 2000
+
+_NAMES: dict[type[Any], str] = {
+    predict_pb2.PredictRequest: "Predict",
+    classification_pb2.ClassificationRequest: "Classify",
+    regression_pb2.RegressionRequest: "Regress",
+    inference_pb2.MultiInferenceRequest: "MultiInference",
+    get_model_metadata_pb2.GetModelMetadataRequest: "GetModelMetadata",
+    get_model_status_pb2.GetModelStatusRequest: "GetModelStatus",
+    model_management_pb2.ReloadConfigRequest: "HandleReloadConfigRequest",
+}
 
 _log = logging.getLogger(__name__)
 _Request = TypeVar("_Request")
@@ -33,15 +45,16 @@ _Response = TypeVar("_Response")
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Predict, Classify, Regress, MultiInference and GetModelMetadata."""
 
-    def __init__(self, api: ModelApi) -> None:
+    def __init__(self, api: ModelApi, calls: Calls) -> None:
         """Makes the service."""
         self._api = api
+        self._calls = calls
 
     def Predict(
         self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
     ) -> predict_pb2.PredictResponse:
         """Answers a PredictRequest."""
-        return _answer(self._api.predict, request, context)
+        return _answer(self._calls, self._api.predict, request, context)
 
     def GetModelMetadata(
         self,
@@ -49,7 +62,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         context: grpc.ServicerContext,
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         """Answers with the SignatureDefs."""
-        return _answer(self._api.get_model_metadata, request, context)
+        return _answer(self._calls, self._api.get_model_metadata, request, context)
 
     def Classify(
         self,
@@ -57,27 +70,28 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         context: grpc.ServicerContext,
     ) -> classification_pb2.ClassificationResponse:
         """Answers a ClassificationRequest."""
-        return _answer(self._api.classify, request, context)
+        return _answer(self._calls, self._api.classify, request, context)
 
     def Regress(
         self, request: regression_pb2.RegressionRequest, context: grpc.ServicerContext
     ) -> regression_pb2.RegressionResponse:
         """Answers a RegressionRequest."""
-        return _answer(self._api.regress, request, context)
+        return _answer(self._calls, self._api.regress, request, context)
 
     def MultiInference(
         self, request: inference_pb2.MultiInferenceRequest, context: grpc.ServicerContext
     ) -> inference_pb2.MultiInferenceResponse:
         """Answers a MultiInferenceRequest."""
-        return _answer(self._api.multi_inference, request, context)
+        return _answer(self._calls, self._api.multi_inference, request, context)
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """GetModelStatus and HandleReloadConfigRequest."""
 
-    def __init__(self, api: ModelApi) -> None:
+    def __init__(self, api: ModelApi, calls: Calls) -> None:
         """Makes the service."""
         self._api = api
+        self._calls = calls
 
     def GetModelStatus(
         self,
@@ -85,7 +99,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         context: grpc.ServicerContext,
     ) -> get_model_status_pb2.GetModelStatusResponse:
         """Answers with the states of the model's versions."""
-        return _answer(self._api.get_model_status, request, context)
+        return _answer(self._calls, self._api.get_model_status, request, context)
 
     def HandleReloadConfigRequest(
         self,
@@ -93,17 +107,46 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         context: grpc.ServicerContext,
     ) -> model_management_pb2.ReloadConfigResponse:
         """Serves the models of another ModelServerConfig from now on."""
-        return _answer(self._api.reload_config, request, context)
+        return _answer(self._calls, self._api.reload_config, request, context)
 
 
 def _answer(
-    call: Callable[[_Request], _Response], request: _Request, context: grpc.ServicerContext
+    calls: Calls,
+    call: Callable[[_Request], _Response],
+    request: _Request,
+    context: grpc.ServicerContext,
 ) -> _Response:
+    if not context.is_active():  # it was cancelled, or its deadline passed, while it waited
+        context.abort(grpc.StatusCode.CANCELLED, "Cancelled before the request was begun")
+    caller = Caller(_address(context.peer()), _authorization(context), "GRPC")
     try:
-        return call(request)
+        with calls.around(
+            caller, _model_name(request), _NAMES[type(request)], lambda: str(request)
+        ):
+            return call(request)
     except StatusError as error:
         status = error
     except Exception as error:
         _log.exception("a request failed in the server")
         status = StatusError.wrap(error)
     return context.abort(status.code, status.message[:_MAX_DETAILS])  # raises
+
+
+def _model_name(request: Any) -> str:
+    if isinstance(request, inference_pb2.MultiInferenceRequest):
+        return request.tasks[0].model_spec.name if request.tasks else ""
+    if isinstance(request, model_management_pb2.ReloadConfigRequest):
+        return ""
+    return request.model_spec.name
+
+
+def _authorization(context: grpc.ServicerContext) -> str | None:
+    for key, value in context.invocation_metadata():
+        if key == "authorization":
+            return value if isinstance(value, str) else value.decode("latin-1")
+    return None
+
+
+def _address(peer: str) -> str:
+    """Returns `127.0.0.1` for `ipv4:127.0.0.1:50000`, and `::1` for `ipv6:%5B::1%5D:50000`."""
+    return unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]") or peer

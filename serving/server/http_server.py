@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
+from serving.server.calls import Caller
+from serving.server.rest import Answer
 from serving.server.rest_json import write_error
 
-Handler = Callable[[str, str, bytes], tuple[int, bytes]]
+Handler = Callable[[str, str, bytes, Caller], Answer]
 
 
 class HttpServer:
@@ -27,23 +29,30 @@ class HttpServer:
         listener: socket.socket,
         *,
         workers: int,
+        max_pending: int,
         max_body_bytes: int,
+        timeout_seconds: float,
         drain_seconds: float,
     ) -> None:
         """Makes a server; it does not listen yet.
 
         Args:
-          handle: Method, path and body to status and JSON body.
+          handle: Method, path, body and caller to an answer.
           listener: A bound socket.
           workers: How many requests are answered at once.
+          max_pending: How many more may wait for that; others are refused with 429.
           max_body_bytes: Longer bodies are refused with 413.
+          timeout_seconds: After this long a request is answered with 504. It is not begun if it
+            still waited; what runs is run to its end.
           drain_seconds: How long `stop` waits for requests that are being answered.
         """
         self._handle = handle
         self._listener = listener
         self._max_body_bytes = max_body_bytes
+        self._timeout_seconds = timeout_seconds
         self._drain_seconds = drain_seconds
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rest")
+        self._places = threading.BoundedSemaphore(workers + max_pending)
 
     def start(self) -> None:
         """Starts answering."""
@@ -63,7 +72,12 @@ class HttpServer:
     async def _open(self) -> web.AppRunner:
         app = web.Application(client_max_size=self._max_body_bytes)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=self._drain_seconds)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=self._drain_seconds,
+            handler_cancellation=True,  # a request whose client has gone is not begun
+        )
         await runner.setup()
         await web.SockSite(runner, self._listener).start()
         return runner
@@ -72,12 +86,30 @@ class HttpServer:
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            status, answer = (
-                413,
-                write_error(f"The request body is longer than {self._max_body_bytes} bytes."),
-            )
+            answer = _failure(413, f"The request body is longer than {self._max_body_bytes} bytes.")
         else:
-            status, answer = await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._handle, request.method, request.rel_url.raw_path, body
-            )
-        return web.Response(status=status, body=answer, content_type="application/json")
+            answer = await self._answer_in_pool(request, body)
+        headers = {"WWW-Authenticate": "Bearer"} if answer.status == 401 else None
+        return web.Response(
+            status=answer.status,
+            body=answer.body,
+            content_type=answer.content_type,
+            headers=headers,
+        )
+
+    async def _answer_in_pool(self, request: web.Request, body: bytes) -> Answer:
+        if not self._places.acquire(blocking=False):
+            return _failure(429, "Too many requests are waiting to be answered; try again later.")
+        caller = Caller(request.remote or "", request.headers.get("Authorization"), "REST")
+        work = self._pool.submit(
+            self._handle, request.method, request.rel_url.raw_path, body, caller
+        )
+        work.add_done_callback(lambda _: self._places.release())
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(work), self._timeout_seconds)
+        except TimeoutError:
+            return _failure(504, f"Timed out after {self._timeout_seconds:g} s.")
+
+
+def _failure(status: int, message: str) -> Answer:
+    return Answer(status, write_error(message))

@@ -45,7 +45,7 @@ def run_classify(
     name = request.model_spec.signature_name or DEFAULT_SIGNATURE
     _check_classification(_definition(servable, name, "No signature was found with the name: "))
     examples = _serialized_examples(request.input)
-    outputs = servable.signature(name).run({_INPUTS: examples})
+    outputs = servable.signature(name).run({_INPUTS: examples}, api="Classify")
     return classification_pb2.ClassificationResponse(
         model_spec=_answered_spec(request.model_spec, servable),
         result=_classification_result(outputs, len(examples)),
@@ -63,7 +63,7 @@ def run_regress(
     name = request.model_spec.signature_name or DEFAULT_SIGNATURE
     _check_regression(_definition(servable, name, "No signature was found with the name: "))
     examples = _serialized_examples(request.input)
-    outputs = servable.signature(name).run({_INPUTS: examples})
+    outputs = servable.signature(name).run({_INPUTS: examples}, api="Regress")
     return regression_pb2.RegressionResponse(
         model_spec=_answered_spec(request.model_spec, servable),
         result=_regression_result(outputs, len(examples)),
@@ -104,7 +104,9 @@ def run_multi_inference(
     examples = _serialized_examples(request.input)
     response = inference_pb2.MultiInferenceResponse()
     for task in request.tasks:
-        outputs = servable.signature(task.model_spec.signature_name).run({_INPUTS: examples})
+        outputs = servable.signature(task.model_spec.signature_name).run(
+            {_INPUTS: examples}, api="MultiInference"
+        )
         result = response.results.add(model_spec=_answered_spec(task.model_spec, servable))
         if task.method_name == CLASSIFY_METHOD:
             result.classification_result.CopyFrom(_classification_result(outputs, len(examples)))

@@ -68,6 +68,11 @@ class ModelVersions:
         with self._changed:
             return set(self._live)
 
+    def export_times(self) -> list[tuple[int, float]]:
+        """Returns each version that answers requests, and when it was exported."""
+        with self._changed:
+            return [(version, live.servable.exported) for version, live in self._live.items()]
+
     def statuses(self) -> list[VersionStatus]:
         """Returns every version's status, the newest version first."""
         with self._changed:

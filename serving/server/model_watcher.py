@@ -11,6 +11,7 @@ from pathlib import Path
 from serving.server.model_config import ModelConfig, select_versions
 from serving.server.model_versions import ModelVersions
 from serving.server.servable import Servable
+from serving.server.signatures import Observer
 from serving.server.status import StatusError
 from serving.server.warmup import warm_up
 from serving.versions import version_folders
@@ -73,14 +74,22 @@ class ModelWatcher:
     one rolls back.
     """
 
-    def __init__(self, config: ModelConfig, versions: ModelVersions, options: LoadOptions) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        versions: ModelVersions,
+        options: LoadOptions,
+        observe: Observer | None = None,
+    ) -> None:
         """Makes a watcher.
 
         Args:
           config: The model's folder and version policy.
           versions: What to keep up to date.
           options: How to look, and how to load.
+          observe: What each run of a loaded version is told to.
         """
+        self._observe = observe
         self._config = config
         self._versions = versions
         self._options = options
@@ -163,6 +172,8 @@ class ModelWatcher:
             status = StatusError.wrap(error)
         else:
             self._failures.pop(version, None)
+            if self._observe:
+                servable.observe(self._observe)
             self._versions.publish(servable)
             _log.info("model %s: version %d serves (%d warm-up requests)", name, version, replayed)
             return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import grpc
@@ -13,6 +14,7 @@ from serving.server.model_config import ModelServerConfig, check_labels, check_m
 from serving.server.model_versions import ModelVersions, VersionStatus
 from serving.server.model_watcher import LoadOptions, ModelWatcher
 from serving.server.servable import Servable
+from serving.server.signatures import Observer
 from serving.server.status import StatusError, invalid_argument
 
 _log = logging.getLogger(__name__)
@@ -24,14 +26,22 @@ class Models:
     Safe to use from any thread.
     """
 
-    def __init__(self, options: LoadOptions, *, labels_for_unavailable: bool = False) -> None:
+    def __init__(
+        self,
+        options: LoadOptions,
+        observer: Callable[[str], Observer],
+        *,
+        labels_for_unavailable: bool = False,
+    ) -> None:
         """Makes an empty set of models.
 
         Args:
           options: How versions are found and loaded.
+          observer: Gives for a model what each run of its graphs is told to.
           labels_for_unavailable: Whether a new label may name a version that is not available.
         """
         self._options = options
+        self._observer = observer
         self._labels_for_unavailable = labels_for_unavailable
         self._changing = threading.Lock()
         # Models that were taken out stay here, without versions that serve: their states are told.
@@ -44,6 +54,18 @@ class Models:
         """The newest version that each configured model serves; None where there is none."""
         return {name: self._models[name].newest for name in list(self._watchers)}
 
+    def __contains__(self, name: str) -> bool:
+        """Whether a model of this name is, or was, configured."""
+        return name in self._models
+
+    def export_times(self) -> list[tuple[str, int, float]]:
+        """Returns model, version and time of export of each version that serves."""
+        return [
+            (name, version, exported)
+            for name, versions in list(self._models.items())
+            for version, exported in versions.export_times()
+        ]
+
     def start(self, config: ModelServerConfig) -> None:
         """Loads the versions of all models, as far as they are there, and begins to watch.
 
@@ -55,7 +77,9 @@ class Models:
         with self._changing:
             for name, model in models.items():
                 self._models[name] = ModelVersions(name)
-                self._watchers[name] = ModelWatcher(model, self._models[name], self._options)
+                self._watchers[name] = ModelWatcher(
+                    model, self._models[name], self._options, self._observer(name)
+                )
                 self._watchers[name].start()
             self._labels = {
                 name: check_labels(
@@ -100,7 +124,9 @@ class Models:
                     self._watchers[name].configure(model)
                     continue
                 versions = self._models[name] = ModelVersions(name)
-                self._watchers[name] = ModelWatcher(model, versions, self._options)
+                self._watchers[name] = ModelWatcher(
+                    model, versions, self._options, self._observer(name)
+                )
                 self._watchers[name].start()
                 if versions.newest is None:
                     missing.append(_why_missing(versions))

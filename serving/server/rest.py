@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import grpc
@@ -18,6 +19,8 @@ from tensorflow_serving.apis import (
 )
 
 from serving.server import rest_examples, rest_json
+from serving.server.calls import Caller, Calls
+from serving.server.metrics import CONTENT_TYPE, Metrics
 from serving.server.model_api import SIGNATURE_DEF, ModelApi
 from serving.server.servable import DEFAULT_SIGNATURE
 from serving.server.status import StatusError, invalid_argument
@@ -51,46 +54,83 @@ _HTTP_STATUS = {
 _log = logging.getLogger(__name__)
 
 
+class Answer(NamedTuple):
+    """An HTTP response.
+
+    Attributes:
+      status: The HTTP status.
+      body: The body.
+      content_type: What the body is.
+    """
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+
+
 class RestApi:
     """Answers HTTP requests, given as method, path and body."""
 
-    def __init__(self, api: ModelApi) -> None:
-        """Makes the REST face of an API."""
-        self._api = api
+    def __init__(
+        self, api: ModelApi, calls: Calls, metrics: Metrics, metrics_path: str | None
+    ) -> None:
+        """Makes the REST face of an API.
 
-    def handle(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        Args:
+          api: The calls themselves.
+          calls: What happens around each.
+          metrics: What is shown under `metrics_path`.
+          metrics_path: The path of the metrics; None where they are not shown.
+        """
+        self._api = api
+        self._calls = calls
+        self._metrics = metrics
+        self._metrics_path = metrics_path
+
+    def handle(self, method: str, path: str, body: bytes, caller: Caller) -> Answer:
         """Answers one request.
 
         Args:
           method: The HTTP method.
           path: The path as it was sent, still percent-encoded, without the query.
           body: The body, decompressed.
+          caller: Who asks.
 
         Returns:
-          The HTTP status and a JSON body; failures are `{"error": "..."}`.
+          The answer; failures are `{"error": "..."}`.
         """
         try:
-            return 200, self._dispatch(method, path, body)
+            if method == "GET" and path == self._metrics_path:
+                with self._calls.around(caller, "", "Metrics", str):
+                    return Answer(200, self._metrics.page(), CONTENT_TYPE)
+            return Answer(200, self._dispatch(method, path, body, caller))
         except StatusError as error:
-            return _HTTP_STATUS.get(error.code, 500), rest_json.write_error(error.message)
+            return Answer(_HTTP_STATUS.get(error.code, 500), rest_json.write_error(error.message))
         except Exception as error:
             _log.exception("a request failed in the server")
-            return 500, rest_json.write_error(StatusError.wrap(error).message)
+            return Answer(500, rest_json.write_error(StatusError.wrap(error).message))
 
-    def _dispatch(self, method: str, path: str, body: bytes) -> bytes:
+    def _dispatch(self, method: str, path: str, body: bytes, caller: Caller) -> bytes:
         if method == "POST" and (match := _PREDICTION_PATH.fullmatch(path)):
             answer = {
                 "predict": self._predict,
                 "classify": self._classify,
                 "regress": self._regress,
             }[match["method"].lower()]
-            return answer(_model_spec(match), body)
+            spec, api = _model_spec(match), match["method"].capitalize()
+            with self._calls.around(
+                caller, spec.name, api, lambda: body.decode("utf-8", "replace")
+            ):
+                return answer(spec, body)
         if method == "GET" and (match := _MODEL_PATH.fullmatch(path)):
             if not match["model"]:
                 raise invalid_argument("Missing model name in request.")
+            spec = _model_spec(match)
             if match["metadata"]:
-                return self._metadata(_model_spec(match))
-            return self._status(_model_spec(match))
+                with self._calls.around(caller, spec.name, "GetModelMetadata", str):
+                    return self._metadata(spec)
+            with self._calls.around(caller, spec.name, "GetModelStatus", str):
+                return self._status(spec)
         raise invalid_argument(f"Malformed request: {method} {path}")
 
     def _predict(self, spec: model_pb2.ModelSpec, body: bytes) -> bytes:

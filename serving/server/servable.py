@@ -10,7 +10,7 @@ import grpc
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from serving.loading import GRAPH_FILE, load_export
-from serving.server.signatures import Signature
+from serving.server.signatures import Observer, Signature
 from serving.server.status import StatusError
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -23,6 +23,7 @@ class Servable:
     Attributes:
       version: The version's number.
       signature_defs: The SignatureDefs as they stand in the SavedModel.
+      exported: When it was exported, in seconds since 1970: the age of its graph's file.
     """
 
     def __init__(
@@ -30,9 +31,11 @@ class Servable:
         version: int,
         loaded: Any,
         signature_defs: Mapping[str, meta_graph_pb2.SignatureDef],
+        exported: float,
     ) -> None:
         """Makes a servable from what `tf.saved_model.load` returned."""
         self.version = version
+        self.exported = exported
         self.signature_defs = dict(signature_defs)
         # Restored functions hold their variables, tables and assets only through this object.
         self._loaded = loaded
@@ -50,7 +53,14 @@ class Servable:
           StatusError: The SavedModel has no graph to serve.
           Exception: Whatever TensorFlow raises for a SavedModel it cannot restore.
         """
-        return cls(version, load_export(path), _read_signature_defs(path))
+        loaded = load_export(path)
+        exported = (path / GRAPH_FILE).stat().st_mtime
+        return cls(version, loaded, _read_signature_defs(path), exported)
+
+    def observe(self, observe: Observer) -> None:
+        """Has each run of a signature told; see `Signature`."""
+        for signature in self._signatures.values():
+            signature.observe = observe
 
     def signature(self, name: str) -> Signature:
         """Returns a signature by its key; the empty name means `serving_default`.

@@ -16,9 +16,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
 from serving.loading import GRAPH_FILE
+from serving.server.access import Access
+from serving.server.calls import Calls
 from serving.server.config_watcher import ConfigWatcher
 from serving.server.grpc_service import ModelService, PredictionService
 from serving.server.http_server import HttpServer
+from serving.server.metrics import DEFAULT_PATH, Metrics
 from serving.server.model_api import ModelApi
 from serving.server.model_config import (
     ModelServerConfig,
@@ -32,16 +35,18 @@ from serving.server.reflection import SERVICE_NAMES, add_reflection
 from serving.server.rest import RestApi
 from serving.server.status import StatusError
 from serving.server.tensorflow_runtime import set_up_tensorflow
+from serving.server.text_proto import MonitoringConfig, read_text_proto
+from serving.server.transport_security import channel_arguments, server_credentials
 from towers.errors import InputError
 
 DEFAULT_PORT = 8500
 DEFAULT_REST_PORT = 8501
 _SERVICES_OF_TF_SERVING = ("PredictionService", "ModelService")  # so called by its health service
-_GRPC_OPTIONS = (
-    ("grpc.max_send_message_length", -1),
+_GRPC_OPTIONS: dict[str, int | str] = {
+    "grpc.max_send_message_length": -1,
     # Otherwise Linux lets two servers share a port, and each gets half of the requests.
-    ("grpc.so_reuseport", 0),
-)
+    "grpc.so_reuseport": 0,
+}
 
 
 class ModelServer:
@@ -68,6 +73,14 @@ class ModelServer:
         rest_port: int = 0,
         workers: int | None = None,
         max_request_bytes: int = 64 << 20,
+        max_pending: int = 1000,
+        rest_timeout_seconds: float = 30.0,
+        ssl_config_file: str | Path | None = None,
+        grpc_channel_arguments: str = "",
+        monitoring_config_file: str | Path | None = None,
+        access: Access | None = None,
+        log_requests: bool = False,
+        log_query_text: bool = False,
         drain_seconds: float = 30.0,
     ) -> None:
         """Takes the ports; nothing is loaded or answered before `start`.
@@ -85,6 +98,16 @@ class ModelServer:
           workers: How many requests each transport answers at once; four for each CPU when None,
             as in TF Serving.
           max_request_bytes: Longer requests are refused, whatever they were compressed to.
+          max_pending: How many requests may wait for that, on each transport; more are refused.
+          rest_timeout_seconds: After this long a REST request is answered with 504.
+          ssl_config_file: An SSLConfig in text form: TLS on the gRPC port. The REST port stays
+            without, as in TF Serving.
+          grpc_channel_arguments: NAME=VALUE, with commas between.
+          monitoring_config_file: A MonitoringConfig in text form: whether metrics are shown on the
+            REST port, and where. None shows them where TF Serving does.
+          access: Who may call and how often; anybody and any number when None.
+          log_requests: Whether each call is logged, without what was asked.
+          log_query_text: Whether what was asked is logged, too.
           drain_seconds: How long `stop` waits for requests that are being answered.
 
         Raises:
@@ -106,39 +129,67 @@ class ModelServer:
         _check_port(rest_port)
         workers = workers or 4 * (os.cpu_count() or 1)
         self.drain_seconds = drain_seconds
+        metrics = Metrics()
         self._models = Models(
-            loading or LoadOptions(), labels_for_unavailable=labels_for_unavailable
+            loading or LoadOptions(),
+            metrics.observer,
+            labels_for_unavailable=labels_for_unavailable,
         )
+        metrics.watch(self._models)
+        credentials = server_credentials(ssl_config_file) if ssl_config_file else None
+        options = {
+            **_GRPC_OPTIONS,
+            "grpc.max_receive_message_length": max_request_bytes,
+            **channel_arguments(grpc_channel_arguments),
+        }
+        metrics_path = _metrics_path(monitoring_config_file)
         self._config_watcher = (
             ConfigWatcher(Path(model_config_file), self._models, model_config_poll_seconds)
             if model_config_file is not None and model_config_poll_seconds
             else None
         )
         api = ModelApi(self._models)
+        calls = Calls(
+            access or Access(),
+            metrics,
+            self._models.__contains__,
+            log_requests=log_requests,
+            log_query_text=log_query_text,
+        )
 
         self.host = _bracketed(host)
         listener = self._listener = _bind(host, rest_port)
         self.rest_port: int = listener.getsockname()[1]
         self._http = HttpServer(
-            RestApi(api).handle,
+            RestApi(api, calls, metrics, metrics_path).handle,
             listener,
             workers=workers,
+            max_pending=max_pending,
             max_body_bytes=max_request_bytes,
+            timeout_seconds=rest_timeout_seconds,
             drain_seconds=drain_seconds,
         )
         self._grpc = grpc.server(
             ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
-            options=(*_GRPC_OPTIONS, ("grpc.max_receive_message_length", max_request_bytes)),
+            options=list(options.items()),
+            maximum_concurrent_rpcs=workers + max_pending,
         )
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(api), self._grpc
+            PredictionService(api, calls), self._grpc
         )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(api), self._grpc)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelService(api, calls), self._grpc
+        )
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         add_reflection(self._grpc)
         try:
-            self.grpc_port: int = self._grpc.add_insecure_port(f"{self.host}:{port}")
+            address = f"{self.host}:{port}"
+            self.grpc_port: int = (
+                self._grpc.add_secure_port(address, credentials)
+                if credentials
+                else self._grpc.add_insecure_port(address)
+            )
         except RuntimeError as error:
             listener.close()
             raise InputError(f"cannot listen on {host}:{port} for gRPC: {error}") from error
@@ -248,6 +299,13 @@ def _read_and_check(model_config_file: str | Path) -> ModelServerConfig:
     except StatusError as error:
         raise InputError(f"{model_config_file}: {error.message}") from error
     return config
+
+
+def _metrics_path(monitoring_config_file: str | Path | None) -> str | None:
+    if monitoring_config_file is None:
+        return DEFAULT_PATH
+    config = read_text_proto(monitoring_config_file, MonitoringConfig()).prometheus_config
+    return (config.path or DEFAULT_PATH) if config.enable else None
 
 
 def _check_base_path(base_path: Path) -> None:

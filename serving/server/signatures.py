@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from tensorflow.core.protobuf import meta_graph_pb2
 
 from serving.server.status import StatusError, invalid_argument
 from serving.server.tensors import array_from_proto, dtype_name, shape_text
+
+# Takes the API that asked, the seconds that the graph took, and its outputs.
+Observer = Callable[[str, float, Mapping[str, np.ndarray]], None]
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,13 @@ class InputSpec:
 class Signature:
     """A signature and the function that computes it.
 
+    Attributes:
+      name: The key it has in the SavedModel.
+      inputs: What each input has to be.
+      outputs: The names of the outputs.
+      observe: Called after each run, where it is set: with the API that asked, the seconds the
+        graph took, and the outputs.
+
     Everything is checked before the graph runs: TensorFlow itself checks neither rank nor
     dimensions of what is fed to a restored function, and some ops abort the process when the
     rank is not the one they were traced with.
@@ -59,19 +70,24 @@ class Signature:
         self.name = name
         self.inputs = {name: _input_spec(info) for name, info in sorted(definition.inputs.items())}
         self.outputs = tuple(sorted(definition.outputs))
+        self.observe: Observer | None = None
         self._function = function
         self._defaults = {
             name: array_from_proto(proto, name) for name, proto in definition.defaults.items()
         }
 
     def run(
-        self, inputs: Mapping[str, np.ndarray], output_filter: Sequence[str] = ()
+        self,
+        inputs: Mapping[str, np.ndarray],
+        output_filter: Sequence[str] = (),
+        api: str = "Predict",
     ) -> dict[str, np.ndarray]:
         """Computes the outputs.
 
         Args:
           inputs: An array for each input; strings are arrays of `bytes` objects.
           output_filter: The outputs wanted; all when empty.
+          api: The call this is for, to be told to `observe`.
 
         Raises:
           StatusError: INVALID_ARGUMENT where the inputs or the filter do not fit the signature;
@@ -85,11 +101,15 @@ class Signature:
         tensors = {
             name: tf.constant(inputs[name], spec.dtype) for name, spec in self.inputs.items()
         }
+        started = time.perf_counter()
         try:
             outputs = self._function(**tensors)
-            return {name: _array(outputs[name]) for name in wanted}
+            arrays = {name: _array(outputs[name]) for name in wanted}
         except tf.errors.OpError as error:
             raise StatusError.wrap(error) from error
+        if self.observe is not None:
+            self.observe(api, time.perf_counter() - started, arrays)
+        return arrays
 
     def _select_outputs(self, output_filter: Sequence[str]) -> Sequence[str]:
         seen: set[str] = set()

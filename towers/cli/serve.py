@@ -99,6 +99,62 @@ def _switch(name: str, variable: str, default: bool, help_text: str) -> _Decorat
     "Replay a version's warm-up requests first.",
 )
 @click.option(
+    "--ssl-config-file",
+    type=click.Path(path_type=Path),
+    help="TLS on the gRPC port, and client certificates: an SSLConfig in text form.",
+)
+@click.option(
+    "--grpc-channel-arguments",
+    default="",
+    help="NAME=VALUE,... such as grpc.max_connection_age_ms=2000.",
+)
+@click.option(
+    "--rest-api-timeout-in-ms",
+    type=click.IntRange(1),
+    default=30_000,
+    show_default=True,
+    help="A REST request that took longer is answered with 504.",
+)
+@click.option(
+    "--monitoring-config-file",
+    type=click.Path(path_type=Path),
+    help="Whether and where Prometheus metrics are shown: a MonitoringConfig in text form.",
+)
+@click.option(
+    "--auth-token-file",
+    type=click.Path(path_type=Path),
+    help="Bearer tokens, one a line: requests need one of them.",
+)
+@click.option(
+    "--max-requests-per-second",
+    type=click.FloatRange(0, min_open=True),
+    help="Of each client: token, or address where there are no tokens.",
+)
+@click.option(
+    "--max-pending-requests",
+    "max_pending",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
+    help="How many requests may wait on each port; more are refused.",
+)
+@click.option(
+    "--max-request-bytes",
+    type=click.IntRange(1),
+    default=64 << 20,
+    show_default=True,
+    help="Longer requests are refused.",
+)
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    help="How long running requests are waited for at the end.",
+)
+@_switch("--log-requests", "log_requests", False, "Log each request as JSON, without its text.")
+@_switch("--log-query-text", "log_query_text", False, "Log each request with its text.")
+@click.option(
     "--tensorflow-intra-op-parallelism",
     "intra_op_threads",
     type=click.IntRange(0),
@@ -111,6 +167,9 @@ def command(
     max_retries: int,
     load_retry_interval_micros: int,
     warm_up: bool,
+    rest_api_timeout_in_ms: int,
+    auth_token_file: Path | None,
+    max_requests_per_second: float | None,
     intra_op_threads: int,
     **server: Any,
 ) -> None:
@@ -119,9 +178,21 @@ def command(
     The API is TensorFlow Serving's, and so are the options of the same names; underscores may stand
     for dashes. SIGTERM or Ctrl-C lets running requests finish first.
     """
+    from serving.server.access import Access, read_tokens
     from serving.server.model_watcher import LoadOptions
     from serving.server.server import ModelServer, run_server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     loading = LoadOptions(poll_seconds, max_retries, load_retry_interval_micros / 1e6, warm_up)
-    run_server(ModelServer(loading=loading, **server), intra_op_threads)
+    access = Access(
+        read_tokens(auth_token_file) if auth_token_file else (), max_requests_per_second
+    )
+    run_server(
+        ModelServer(
+            loading=loading,
+            access=access,
+            rest_timeout_seconds=rest_api_timeout_in_ms / 1e3,
+            **server,
+        ),
+        intra_op_threads,
+    )
