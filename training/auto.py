@@ -14,6 +14,7 @@ from towers.encoding import Progress, fast_dtype
 from towers.interpolation import interpolate
 from towers.retriever import Retriever
 from training.config import FitConfig, Method
+from training.contrast import has_contrast
 from training.fit import adapt
 from training.held_out import CandidatePool
 from training.interactions import Interactions
@@ -134,6 +135,8 @@ def choose_method(
         weight = 0.0
     judgements = judgements or pairs
     folds = _folds(pairs, seed)
+    if not all(has_contrast(_without(pairs, fold), item_texts, config) for fold in folds):
+        folds = []
     methods: list[Method] = ["linear", "full"]
     if lexical is not None and weight == 0.0:
         methods.append("distilled")
@@ -149,7 +152,7 @@ def choose_method(
     steps = _Steps(progress, len(folds) * len(methods))
     for number, fold in enumerate(folds):
         held_out = [pairs.queries[row] for row in fold.tolist()]
-        train = pairs.select_queries(np.setdiff1d(np.arange(len(pairs.queries)), fold))
+        train = _without(pairs, fold)
         names = set(train.queries)
         known = [row for row, query in enumerate(judgements.queries) if query in names]
         cosines["zero-shot", 0.0].append(_cosine(retriever, held_out, pool.texts))
@@ -242,7 +245,7 @@ def _trial(
 
 def _reason(best: Trial, trials: list[Trial], queries: int) -> str:
     if len(trials) == 1:
-        return "too few queries to try anything on: four or more are needed"
+        return "too few queries to try anything on: four or more are needed, of different items"
     by_name = "; ".join(
         f"{_name(trial)} {trial.ndcg:.3f}"
         + (f" ({trial.gain:+.3f} ± {trial.error:.3f})" if trial.method != "zero-shot" else "")
@@ -265,6 +268,11 @@ def _folds(pairs: Interactions, seed: int) -> list[np.ndarray]:
     if n >= _ENOUGH_QUERIES:
         return [order[::_HELD_OUT_FOLDS]]
     return [order[start::_FEW_FOLDS] for start in range(_FEW_FOLDS)]
+
+
+def _without(pairs: Interactions, fold: np.ndarray) -> Interactions:
+    """The pairs of the queries that are not in a fold."""
+    return pairs.select_queries(np.setdiff1d(np.arange(len(pairs.queries)), fold))
 
 
 def _on_the_way(

@@ -13,9 +13,9 @@ import tensorflow as tf
 from towers.encoding import padded, token_sequences
 from towers.retriever import Retriever
 from training.augmentation import Augmentation
-from training.interactions import Interactions
 from training.negatives import CatalogNegatives, text_ids
 from training.pair_vectors import PairVectors
+from training.pairs import Pairs
 
 # Batches are cut from stretches of this many batches, sorted by length inside: long enough to save
 # most padding, short enough that an epoch differs from the last one.
@@ -149,7 +149,7 @@ class PairBatches:
     """
 
     retriever: Retriever
-    pairs: Interactions
+    pairs: Pairs
     item_texts: Sequence[str]
     batch_size: int = 32
     seed: int = 0

@@ -50,6 +50,10 @@ class Checkpoints(keras.callbacks.Callback):
         """Whether the score has not become better for `patience` epochs."""
         return self.pool is not None and len(self.losses) - self.best_epoch >= self.patience
 
+    def as_dict(self) -> dict[str, Any]:
+        """Losses, held-out scores and the best epoch, ready for `json.dumps`."""
+        return {"losses": self.losses, "held_out": self.scores, "best_epoch": self.best_epoch}
+
     def resume(self) -> int:
         """Takes up the state of an interrupted run, or begins one.
 

@@ -211,6 +211,7 @@ class TrainConfig(_Section):
         lexical: weight of the lexical score in the final one, from 0 to 1; ``auto`` to choose it
             from the shots, ``off`` for 0.
         seed: decides the draw, the held-out queries, the order, dropout and a random projection.
+        warm_up: ``catalog`` to train on pairs made of the catalogue before the method begins.
         encoder: the towers.
         fit: the adaptation.
     """
@@ -220,6 +221,7 @@ class TrainConfig(_Section):
     min_grade: int = Field(1, ge=1)
     lexical: Literal["auto", "off"] | Annotated[float, Field(ge=0, le=1)] = "auto"
     seed: int = Field(0, ge=0)
+    warm_up: Literal["off", "catalog"] = "off"
     encoder: EncoderConfig = EncoderConfig()
     fit: FitConfig = FitConfig()
 

@@ -18,6 +18,7 @@ from towers.retriever import Retriever
 from training.augmentation import Augmenter
 from training.batches import PairBatches
 from training.config import FitConfig, Method
+from training.contrast import require_contrast
 from training.distillation import distil
 from training.held_out import CandidatePool
 from training.interactions import Interactions
@@ -109,7 +110,8 @@ def adapt(
         callbacks: further Keras callbacks.
 
     Raises:
-        InputError: there is no positive pair, the towers do not suit the method, the lexical score
+        InputError: there is no positive pair, all pairs have the same item and nothing else is to
+            be told from it, the towers do not suit the method, the lexical score
             is needed and not there, or the learning rate is so high that training ends in weights
             that are not finite.
     """
@@ -118,6 +120,7 @@ def adapt(
     require_suitable(retriever.model, method, config)
     if method == "zero-shot":
         return FitResult(retriever)
+    require_contrast(pairs, item_texts, config)
     if method == "linear":
         return _adapt_linearly(
             retriever, pairs, item_texts, config, judgements or pairs, seed, progress
@@ -128,7 +131,7 @@ def adapt(
     model = trainable_copy(retriever.model, first, config)
     zero_shot, retriever = retriever, Retriever(model, retriever.tokenizer, retriever.text)
 
-    train, held_out = _hold_out(pairs, judgements or pairs, config, seed)
+    train, held_out = hold_out(pairs, judgements or pairs, config, seed)
     start = time.perf_counter()
     negatives, anchor = _from_catalog(
         retriever, train, item_texts, config, lexical, judgements, progress
@@ -276,7 +279,7 @@ def _adapt_linearly(
     )
 
 
-def _hold_out(
+def hold_out(
     pairs: Interactions, judgements: Interactions, config: FitConfig, seed: int
 ) -> tuple[Interactions, Interactions | None]:
     """Pairs to train on, and the judgements of the queries kept back, if any."""

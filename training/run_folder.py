@@ -3,7 +3,7 @@
 config.json     resolved configuration
 run.json        data files with their SHA-256, package versions, when it started
 metrics.json    what was measured; written last: a run that has it is finished
-shots.csv       the positive pairs that were drawn
+shots.csv       the positive pairs that were drawn; missing in a run without interactions
 model/          towers, vocabulary, text settings (`towers.Retriever.load`)
 checkpoints/    for taking up an interrupted run; removed when it is finished
 tensorboard/    event files
@@ -46,20 +46,28 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, path: Path, config: TrainConfig, catalog: Catalog, interactions: Interactions
+        cls, path: Path, config: TrainConfig, catalog: Catalog, interactions: Interactions | None
     ) -> RunFolder:
         """Starts a run in a folder, or takes up an interrupted run of the same inputs.
+
+        Args:
+            path: the folder.
+            config: all settings.
+            catalog: the items.
+            interactions: judged pairs; None for a run without any.
 
         Raises:
             InputError: the folder holds a finished run, a run of other inputs, or other things.
         """
         run = cls(path)
+        files = {"catalog": catalog, "interactions": interactions}
         data = {
-            "catalog": {"path": catalog.path, "sha256": catalog.sha256},
-            "interactions": {"path": interactions.path, "sha256": interactions.sha256},
+            name: {"path": file.path, "sha256": file.sha256}
+            for name, file in files.items()
+            if file is not None
         }
         settings = config.model_dump(mode="json")
-        run_id = _run_id(settings, catalog.sha256, interactions.sha256)
+        run_id = _run_id(settings, *(file["sha256"] for file in data.values()))
         if run.is_finished:
             raise InputError(f"{path} holds a finished run: name another --output, or remove it")
         if (path / "run.json").is_file():
@@ -138,14 +146,19 @@ class RunFolder:
         """The adapted towers."""
         return Retriever.load(self.path / "model")
 
-    def finish(self, retriever: Retriever, shots: Interactions, metrics: dict[str, Any]) -> None:
+    def finish(
+        self, retriever: Retriever, shots: Interactions | None, metrics: dict[str, Any]
+    ) -> None:
         """Writes the result; the run is finished when this returns."""
         retriever.save(self.path / "model")
-        queries = [shots.queries[row] for row in shots.query_row.tolist()]
-        item_ids = shots.catalog.item_ids[shots.item_row].tolist()
-        table = pa.table({"query": queries, "item_id": item_ids, "grade": pa.array(shots.grade)})
-        with atomic_file(self.path / "shots.csv") as partial:
-            pyarrow.csv.write_csv(table, partial)
+        if shots is not None:
+            queries = [shots.queries[row] for row in shots.query_row.tolist()]
+            item_ids = shots.catalog.item_ids[shots.item_row].tolist()
+            table = pa.table(
+                {"query": queries, "item_id": item_ids, "grade": pa.array(shots.grade)}
+            )
+            with atomic_file(self.path / "shots.csv") as partial:
+                pyarrow.csv.write_csv(table, partial)
         self.write_json("metrics.json", metrics)
         # Three times the model's size, and a finished run is not taken up again.
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)

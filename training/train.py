@@ -17,12 +17,15 @@ from training.augmentation import Augmenter
 from training.auto import choose_method
 from training.catalog import Catalog
 from training.config import EncoderConfig, Method, TrainConfig
-from training.fit import adapt
+from training.contrast import require_contrast
+from training.fit import adapt, hold_out
+from training.held_out import CandidatePool
 from training.interactions import Interactions
 from training.lexical_weight import LexicalChoice, LexicalScorer, choose_lexical_weight
 from training.methods import require_gradient, require_suitable
 from training.run_folder import RunFolder
 from training.shots import draw_shots
+from training.warm_up import warm_up
 
 LexicalIndexer = Callable[[ItemTemplate, Catalog], LexicalScorer]
 """Makes the lexical score of a catalogue, of which it reads the columns of the item text."""
@@ -38,6 +41,7 @@ def train(
     progress: Progress | None = None,
     lexical_progress: Progress | None = None,
     choice_progress: Progress | None = None,
+    warm_up_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Draws shots, chooses a method, adapts towers, weighs words and writes a run folder.
 
@@ -50,6 +54,7 @@ def train(
         progress: told (steps done, steps in all) while training.
         lexical_progress: told (items done, items in all) while the weight is chosen.
         choice_progress: told (steps done, steps in all) while the method is chosen.
+        warm_up_progress: told (steps done, steps in all) while the towers warm up.
 
     Returns:
         What ``metrics.json`` holds.
@@ -63,11 +68,13 @@ def train(
     shots = interactions.positives(config.min_grade)
     if config.shots is not None:
         shots = draw_shots(interactions, config.shots, seed=config.seed, min_grade=config.min_grade)
-    template = _template(config.encoder, catalog)
+    template = item_template(config.encoder, catalog)
     texts = render_items(template, catalog)
     retriever = build_retriever(config, template)  # before the folder is made: it may be refused
     method: Method = "full" if config.method == "auto" else config.method
     require_suitable(retriever.model, method, config.fit)
+    if config.method not in ("auto", "zero-shot"):
+        require_contrast(shots, texts, config.fit)
     require_gradient(method, config.fit)
     Augmenter.from_config(config.fit.augment, [])  # its sources may be refused too
     run = RunFolder.open(output, config, catalog, interactions)
@@ -76,6 +83,7 @@ def train(
         "items": len(catalog),
         "shots": len(shots),
         "shot_queries": len(shots.queries),
+        "warm_up": None,
         "choice": None,
         "lexical": {},
         "fit": None,
@@ -87,7 +95,20 @@ def train(
     # With a draw of shots, judgements that were not drawn are not known either.
     judgements = shots if config.shots is not None else interactions.select_queries(known)
     titles = [title or "" for title in catalog.column(template.columns[0])]
-    weight = None if config.lexical == "auto" else _number(config.lexical)
+    weight = None if config.lexical == "auto" else lexical_number(config.lexical)
+    if config.warm_up == "catalog":
+        held_out = hold_out(shots, judgements, config.fit, config.seed)[1]
+        retriever, record = warm_up(
+            retriever,
+            texts,
+            config.fit,
+            titles=titles,
+            folder=output,
+            pool=None if held_out is None else CandidatePool(held_out, texts, seed=config.seed),
+            seed=config.seed,
+            progress=warm_up_progress,
+        )
+        metrics["warm_up"] = record.as_dict()
     fit, share = config.fit, 1.0
     lexical_choice: LexicalChoice | None = None
     if config.method == "auto":
@@ -147,7 +168,7 @@ def train(
     return metrics
 
 
-def _number(weight: float | str) -> float:
+def lexical_number(weight: float | str) -> float:
     """A weight as a number; ``off`` is 0."""
     return 0.0 if isinstance(weight, str) else weight
 
@@ -179,7 +200,8 @@ def render_items(template: ItemTemplate, catalog: Catalog) -> list[str]:
     return template.render({name: catalog.column(name) for name in template.columns})
 
 
-def _template(encoder: EncoderConfig, catalog: Catalog) -> ItemTemplate:
+def item_template(encoder: EncoderConfig, catalog: Catalog) -> ItemTemplate:
+    """The configured item text, or that of the catalogue's columns."""
     if encoder.item_template is not None:
         return ItemTemplate(encoder.item_template)
     return ItemTemplate.for_columns(catalog.table.column_names)

@@ -208,7 +208,9 @@ def test_two_queries_are_too_few(
     few = pairs.select_queries([0, 1])
     choice, trained = choose(monkeypatch, tmp_path, few, before=0.1, after={})
     assert (choice.method, choice.queries, trained) == ("zero-shot", 0, [])
-    assert choice.reason == "too few queries to try anything on: four or more are needed"
+    assert choice.reason == (
+        "too few queries to try anything on: four or more are needed, of different items"
+    )
 
 
 def test_scores_are_those_of_the_formula(

@@ -29,11 +29,16 @@ METHODS = [
 
 @click.command("train", short_help="Adapt towers to a shop's interactions.")
 @click.option("--catalog", required=True, type=click.Path(), help="Catalogue file.")
-@click.option("--interactions", required=True, type=click.Path(), help="Interactions file.")
+@click.option("--interactions", type=click.Path(), help="Interactions file; docs/methods.md.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Run folder.")
 @click.option("--encoder", help="Installed encoder, checkpoint folder or keras-hub preset.")
 @click.option("--shots", type=int, help="Draw this many positive pairs; all if not given.")
 @click.option("--method", type=click.Choice(METHODS), help="How to adapt; docs/methods.md.")
+@click.option(
+    "--warm-up",
+    type=click.Choice(["off", "catalog"]),
+    help="Train on pairs made of the catalogue first.",
+)
 @lexical_option("auto (the default): chosen from the shots; off: cosine alone.")
 @click.option("--min-grade", type=int, help="Lowest grade of a positive pair.")
 @click.option("--item-text", help='Item text, as in "{title}[ by {brand}][. {description}]".')
@@ -46,11 +51,12 @@ METHODS = [
 @json_option
 def command(
     catalog: str,
-    interactions: str,
+    interactions: str | None,
     output: Path,
     encoder: str | None,
     shots: int | None,
     method: str | None,
+    warm_up: str | None,
     lexical: Lexical,
     min_grade: int | None,
     item_text: str | None,
@@ -64,8 +70,9 @@ def command(
 ) -> None:
     """Adapt towers to a shop's interactions and write them to a run folder.
 
-    Options go over the configuration file's values. A run that was interrupted goes on when the
-    same command is given again.
+    Without --interactions the towers stay as they came, or learn from the catalogue alone (--method
+    distilled, --warm-up catalog). Options go over the configuration file's values. A run that was
+    interrupted goes on when the same command is given again.
     """
     from training.config import TrainConfig
 
@@ -73,6 +80,7 @@ def command(
         config_path,
         shots=shots,
         method=method,
+        warm_up=warm_up,
         lexical=lexical,
         min_grade=min_grade,
         seed=seed,
@@ -81,9 +89,25 @@ def command(
     )
     from training.catalog import Catalog
     from training.interactions import Interactions
+    from training.label_free import train_label_free
     from training.train import train
 
     products = Catalog.read(catalog)
+    if interactions is None:
+        if strict or min_grade is not None:
+            raise click.UsageError("--strict and --min-grade need --interactions")
+        say(f"{len(products):,} items, no interactions")
+        with progress_bars() as progress:
+            metrics = train_label_free(
+                config,
+                products,
+                output,
+                lexical=lexical_scorer,
+                warm_up_progress=partial(progress, "Warming up"),
+                progress=partial(progress, "Training"),
+            )
+        emit({"output": str(output), **metrics}, as_json, lambda: _report(output, metrics))
+        return
     judgements = Interactions.read(interactions, products, strict=strict)
     say(
         f"{len(products):,} items, {len(judgements):,} judged pairs "
@@ -98,6 +122,7 @@ def command(
             judgements,
             output,
             lexical=lexical_scorer,
+            warm_up_progress=partial(progress, "Warming up"),
             choice_progress=partial(progress, "Choosing the method"),
             progress=partial(progress, "Training"),
             lexical_progress=partial(progress, "Choosing the lexical weight"),
@@ -111,8 +136,15 @@ def _report(output: Path, metrics: dict[str, Any]) -> str:
     if choice is not None:
         share = f", {choice['share']:.0%} of the way" if 0 < choice["share"] < 1 else ""
         lines.insert(0, f"Method {choice['method']}{share}: {choice['reason']}")
+    for name, what in (("warm_up", "the catalogue's pairs"), ("distillation", "made-up queries")):
+        if part := metrics.get(name):
+            kept = f"kept epoch {part['best_epoch']}" if part["best_epoch"] else "not kept"
+            lines.append(f"Trained {len(part['losses'])} epochs on {what}, {kept}")
     if fit is None:
-        return "\n".join([*lines, f"Zero-shot towers written to {output}"])
+        kind = (
+            "Model" if metrics.get("warm_up") or metrics.get("distillation") else "Zero-shot towers"
+        )
+        return "\n".join([*lines, f"{kind} written to {output}"])
     lines += [
         f"Trained {fit['trained_parameters']:,} parameters on {fit['pairs']:,} pairs "
         f"in {fit['seconds']:.1f} s",
