@@ -10,26 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from towers.encoding import Progress, fast_dtype
+from towers.encoding import Progress
 from towers.interpolation import interpolate
 from towers.retriever import Retriever
 from training.config import FitConfig, Method
-from training.contrast import has_contrast
 from training.fit import adapt
-from training.held_out import CandidatePool
+from training.folds import HeldOutFolds
 from training.interactions import Interactions
-from training.lexical_weight import (
-    CANDIDATES,
-    LexicalScorer,
-    fused,
-    likeliest_weight,
-    ndcg_by_query,
-)
+from training.lexical_weight import LexicalScorer
 
-# With this many queries a quarter of them judges well enough, and one training is enough.
-_ENOUGH_QUERIES = 128
-_HELD_OUT_FOLDS = 4
-_FEW_FOLDS = 2
 _SHARES = (0.5, 1.0)
 # Before any evidence: what training was worth on validation queries of three shops, and how much
 # that differed; docs/auto.md. The spread is that of one query's gain, known as from ten of them.
@@ -131,31 +120,26 @@ def choose_method(
     Raises:
         InputError: as `training.fit.adapt`.
     """
-    if lexical is None:
-        weight = 0.0
-    judgements = judgements or pairs
-    folds = _folds(pairs, seed)
-    if not all(has_contrast(_without(pairs, fold), item_texts, config) for fold in folds):
-        folds = []
+    held_out = HeldOutFolds(
+        pairs,
+        item_texts,
+        config,
+        judgements=judgements,
+        lexical=lexical,
+        weight=weight,
+        seed=seed,
+    )
+    folds = held_out.folds
     methods: list[Method] = ["linear", "full"]
     if lexical is not None and weight == 0.0:
         methods.append("distilled")
-    pool = CandidatePool(judgements, item_texts, size=CANDIDATES, seed=seed)
     config = config.model_copy(update={"held_out": 0.0, "interpolate": False})
-    rows = np.concatenate(folds) if folds else np.arange(len(pairs.queries))
-    asked = [pairs.queries[row] for row in rows.tolist()]
-    words = _words(lexical, asked, pool.rows) if lexical is not None else None
-    gains = _gains(judgements, asked, pool.rows)
-    positive = _gains(pairs, asked, pool.rows) > 0
 
     cosines: dict[tuple[Method, float], list[np.ndarray]] = {("zero-shot", 0.0): []}
     steps = _Steps(progress, len(folds) * len(methods))
-    for number, fold in enumerate(folds):
-        held_out = [pairs.queries[row] for row in fold.tolist()]
-        train = _without(pairs, fold)
-        names = set(train.queries)
-        known = [row for row, query in enumerate(judgements.queries) if query in names]
-        cosines["zero-shot", 0.0].append(_cosine(retriever, held_out, pool.texts))
+    for number in range(len(folds)):
+        train, known = held_out.training_part(number)
+        cosines["zero-shot", 0.0].append(held_out.cosine(retriever, number))
         for method in methods:
             result = adapt(
                 retriever,
@@ -164,27 +148,22 @@ def choose_method(
                 config,
                 method=method,
                 folder=folder / f"{method}-{number}",
-                judgements=judgements.select_queries(known),
+                judgements=known,
                 titles=titles,
                 lexical=lexical,
                 seed=seed,
                 progress=steps.next(),
             )
             for share, towers in _on_the_way(retriever, result.retriever, method):
-                cosine = _cosine(towers, held_out, pool.texts)
+                cosine = held_out.cosine(towers, number)
                 cosines.setdefault((method, share), []).append(cosine)
 
     if not folds:
-        cosines["zero-shot", 0.0].append(_cosine(retriever, asked, pool.texts))
+        cosines["zero-shot", 0.0].append(held_out.cosine(retriever, None))
     trials, ndcg = list[Trial](), list[np.ndarray]()
     for (method, share), parts in cosines.items():
-        cosine = np.concatenate(parts)
-        chosen = weight
-        if chosen is None:
-            assert words is not None
-            chosen = likeliest_weight([cosine], words, positive)
-        scores = cosine if words is None else fused(cosine, words, chosen)
-        ndcg.append(ndcg_by_query(scores, gains))
+        chosen, scores = held_out.ndcg(parts)
+        ndcg.append(scores)
         trials.append(_trial(method, share, chosen, ndcg[-1], ndcg[0]))
     best = max(trials, key=lambda trial: trial.expected)
     best = best if best.expected > _LEAST_GAIN else trials[0]
@@ -192,8 +171,8 @@ def choose_method(
         best.method,
         best.share,
         best.lexical_weight,
-        _reason(best, trials, len(asked)),
-        len(asked) if folds else 0,
+        _reason(best, trials, len(held_out.queries)),
+        len(held_out.queries) if folds else 0,
         trials,
     )
 
@@ -258,44 +237,8 @@ def _name(trial: Trial) -> str:
     return trial.method if trial.share in (0.0, 1.0) else f"{trial.method} x {trial.share:g}"
 
 
-def _folds(pairs: Interactions, seed: int) -> list[np.ndarray]:
-    """Rows of queries to hold out together; none where there are too few queries."""
-    n = len(pairs.queries)
-    if n < 2 * _FEW_FOLDS:
-        return []
-    order = np.argsort(np.array(pairs.queries, dtype=object), kind="stable")
-    order = order[np.random.default_rng([seed, 9]).permutation(n)]
-    if n >= _ENOUGH_QUERIES:
-        return [order[::_HELD_OUT_FOLDS]]
-    return [order[start::_FEW_FOLDS] for start in range(_FEW_FOLDS)]
-
-
-def _without(pairs: Interactions, fold: np.ndarray) -> Interactions:
-    """The pairs of the queries that are not in a fold."""
-    return pairs.select_queries(np.setdiff1d(np.arange(len(pairs.queries)), fold))
-
-
 def _on_the_way(
     zero_shot: Retriever, adapted: Retriever, method: Method
 ) -> Iterator[tuple[float, Retriever]]:
     for share in _SHARES if method == "full" else (1.0,):
         yield share, adapted if share == 1.0 else interpolate(zero_shot, adapted, share)
-
-
-def _cosine(retriever: Retriever, queries: Sequence[str], items: Sequence[str]) -> np.ndarray:
-    return retriever.encode_queries(queries) @ retriever.encode_items(items, dtype=fast_dtype()).T
-
-
-def _words(lexical: LexicalScorer, queries: Sequence[str], rows: np.ndarray) -> np.ndarray:
-    parts = [lexical(queries[start : start + 64])[:, rows] for start in range(0, len(queries), 64)]
-    return np.concatenate(parts)
-
-
-def _gains(judgements: Interactions, queries: Sequence[str], rows: np.ndarray) -> np.ndarray:
-    """Grades ``[queries, items]`` of the judged pairs, 0 elsewhere."""
-    place = {query: row for row, query in enumerate(queries)}
-    row = np.array([place.get(query, -1) for query in judgements.queries])[judgements.query_row]
-    gains = np.zeros((len(queries), len(rows)), np.float32)
-    known = row >= 0
-    gains[row[known], np.searchsorted(rows, judgements.item_row[known])] = judgements.grade[known]
-    return gains
