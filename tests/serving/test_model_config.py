@@ -295,12 +295,12 @@ def test_a_request_in_flight_outlives_the_removal_of_its_model(serve, folders):
     slow = predict_pb2.PredictRequest()
     slow.model_spec.name = "a"
     slow.model_spec.signature_name = "spin"
-    slow.inputs["turns"].CopyFrom(tf.make_tensor_proto(300_000))
+    slow.inputs["turns"].CopyFrom(tf.make_tensor_proto(1_000_000))
     running = client.predictions.Predict.future(slow, timeout=60)
     time.sleep(0.3)
     client.reload(listing(entry("b", b)))
+    wait_until(lambda: client.states("a") == {3: "UNLOADING"})
     assert not running.done(), "the slow request was to outlive the reload"
-    assert client.states("a") == {3: "UNLOADING"}
     assert list(running.result().outputs["version"].float_val) == [3.0]
     wait_until(lambda: client.states("a") == {3: "END"})
 
