@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -237,7 +238,7 @@ class TrainConfig(_Section):
         Raises:
             InputError: the file cannot be read, names an unknown field or has a wrong value.
         """
-        values = {} if path is None else _read(Path(path))
+        values = {} if path is None else read_values(path)
         for name, value in overrides.items():
             if isinstance(value, dict):
                 given = {key: v for key, v in value.items() if v is not None}
@@ -246,17 +247,35 @@ class TrainConfig(_Section):
                 values[name] = {**section, **given} if isinstance(section, dict) else section
             elif value is not None:
                 values[name] = value
+        return cls.of(values, "options" if path is None else f"{os.fspath(path)} and options")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str) -> TrainConfig:
+        """Makes a configuration of nested tables.
+
+        Args:
+            values: fields, and ``encoder`` / ``fit`` as dicts of fields.
+            where: they come from, for messages.
+
+        Raises:
+            InputError: an unknown field or a wrong value.
+        """
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            where = "options" if path is None else f"{os.fspath(path)} and options"
             faults = "; ".join(
                 f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
             )
             raise InputError(f"configuration ({where}): {faults}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_values(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a TOML or JSON file as nested tables, unchecked.
+
+    Raises:
+        InputError: the file cannot be read, or is no such table.
+    """
+    path = Path(path)
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
