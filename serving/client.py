@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
+import grpc
 import numpy as np
 
 from serving.client_error import ServingError
@@ -15,10 +16,7 @@ from towers.errors import InputError
 
 __all__ = ["Hit", "RetrievalClient", "ServingError", "VersionStatus"]
 
-_TRANSPORTS: dict[str, type[GrpcTransport] | type[RestTransport]] = {
-    "grpc": GrpcTransport,
-    "rest": RestTransport,
-}
+_TRANSPORTS = ("grpc", "rest")
 _MAX_TIMEOUT = 86_400  # gRPC gives up at once where a deadline is too far away for its clock
 
 
@@ -68,6 +66,8 @@ class RetrievalClient:
         model: str,
         transport: str = "grpc",
         timeout: float = 10.0,
+        token: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         """Makes a client; the first call connects.
 
@@ -76,10 +76,13 @@ class RetrievalClient:
           model: The name the model is served under.
           transport: "grpc" or "rest".
           timeout: How many seconds a call may take, at most a day's.
+          token: A bearer token, where the server asks for one.
+          credentials: For gRPC over TLS, `grpc.ssl_channel_credentials(...)`, with a client's key
+            and certificate where the server wants them; for REST over TLS use an https URL.
 
         Raises:
-          InputError: There is no such transport, the address is not one for it, or the timeout is
-            out of its range.
+          InputError: There is no such transport, the address is not one for it, the timeout is out
+            of its range, the token is no header's value, or credentials are given for REST.
         """
         if transport not in _TRANSPORTS:
             raise InputError(f"transport is {transport!r}; it has to be 'grpc' or 'rest'.")
@@ -87,7 +90,15 @@ class RetrievalClient:
             raise InputError(
                 f"the timeout is {timeout} s; it has to be above 0 and at most {_MAX_TIMEOUT:,} s."
             )
-        self._transport = _TRANSPORTS[transport](address, model, timeout)
+        if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
+            raise InputError("the token is not one line of ASCII characters.")
+        self._transport: GrpcTransport | RestTransport
+        if transport == "grpc":
+            self._transport = GrpcTransport(address, model, timeout, token, credentials)
+        elif credentials is not None:
+            raise InputError("credentials are for gRPC; for REST over TLS give an https URL.")
+        else:
+            self._transport = RestTransport(address, model, timeout, token)
 
     def search(self, texts: Sequence[str], k: int | None = None) -> list[list[Hit]]:
         """Finds the items that fit each query text.

@@ -31,11 +31,25 @@ _UNLIMITED = (
 class GrpcTransport:
     """Calls PredictionService and ModelService of one model."""
 
-    def __init__(self, address: str, model: str, timeout: float) -> None:
+    def __init__(
+        self,
+        address: str,
+        model: str,
+        timeout: float,
+        token: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         """Makes a transport; the connection is opened by the first call."""
         self._model = model
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(grpc_address(address), options=_UNLIMITED)
+        # Not as call credentials, which gRPC sends over TLS only.
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
+        target = grpc_address(address)
+        self._channel = (
+            grpc.secure_channel(target, credentials, options=_UNLIMITED)
+            if credentials
+            else grpc.insecure_channel(target, options=_UNLIMITED)
+        )
         self._predict = self._channel.unary_unary(
             "/tensorflow.serving.PredictionService/Predict",
             request_serializer=PredictRequest.SerializeToString,
@@ -75,7 +89,7 @@ class GrpcTransport:
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable, request: Any) -> Any:
         try:
-            return method(request, timeout=self._timeout)
+            return method(request, timeout=self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise ServingError(error.code().name, error.details() or "") from error
 

@@ -33,8 +33,11 @@ _MAX_IDLE_CONNECTIONS = 16
 class RestTransport:
     """Calls the `/v1/models/NAME` paths of one model."""
 
-    def __init__(self, address: str, model: str, timeout: float) -> None:
+    def __init__(self, address: str, model: str, timeout: float, token: str | None = None) -> None:
         """Makes a transport; the connection is opened by the first call."""
+        self._headers = {"Content-Type": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
         self._url = f"{rest_url(address)}/v1/models/{quote(model, safe='')}"
         self._pool = urllib3.PoolManager(
             maxsize=_MAX_IDLE_CONNECTIONS, timeout=urllib3.Timeout(total=timeout), retries=False
@@ -61,9 +64,8 @@ class RestTransport:
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         raw = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
         try:
-            response = self._pool.request(method, self._url + path, body=raw, headers=headers)
+            response = self._pool.request(method, self._url + path, body=raw, headers=self._headers)
         except urllib3.exceptions.ReadTimeoutError as error:
             raise ServingError("DEADLINE_EXCEEDED", str(error)) from error
         except urllib3.exceptions.HTTPError as error:

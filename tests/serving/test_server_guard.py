@@ -18,6 +18,7 @@ import tensorflow as tf
 from prometheus_client.parser import text_string_to_metric_families
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from serving.client import RetrievalClient, ServingError
 from serving.server.access import Access, read_tokens
 from serving.server.server import ModelServer
 from towers.errors import InputError
@@ -136,6 +137,14 @@ def test_mutual_tls(serve, tmp_path, certificates):
     authority = certificates["ca.crt"]
     with secure(server, authority, certificates["client.key"], certificates["client.crt"]) as known:
         assert list(ask(known).outputs["scores"].float_val) == [1.0] * 3
+    credentials = grpc.ssl_channel_credentials(
+        authority, certificates["client.key"], certificates["client.crt"]
+    )
+    address = f"localhost:{server.grpc_port}"
+    with RetrievalClient(address, model="shop", credentials=credentials) as client:
+        assert client.search(["mug"], k=1) == [[("mug-a", 1.0)]]
+    with pytest.raises(InputError, match="https URL"):
+        RetrievalClient(address, model="shop", transport="rest", credentials=credentials)
     with secure(server, authority) as nobody:
         assert code_of(lambda: ask(nobody, timeout=5)) == grpc.StatusCode.UNAVAILABLE
     with secure(server, authority, certificates["own.key"], certificates["own.crt"]) as stranger:
@@ -224,6 +233,29 @@ def test_the_clients_remembered_are_bounded():
     for number in range(10_050):
         access.check(None, str(number))
     assert len(access._left) == 10_000
+
+
+@pytest.mark.parametrize("transport", ["grpc", "rest"])
+def test_our_own_client_sends_a_token(serve, transport):
+    server = serve(access=Access(["t0ken"]))
+    port = server.grpc_port if transport == "grpc" else server.rest_port
+    with RetrievalClient(
+        f"127.0.0.1:{port}", model="shop", transport=transport, token="t0ken"
+    ) as client:
+        assert client.search(["mug"], k=1) == [[("mug-a", 1.0)]]
+        assert client.status()[0].state == "AVAILABLE"
+    for token in (None, "other"):
+        with (
+            RetrievalClient(
+                f"127.0.0.1:{port}", model="shop", transport=transport, token=token
+            ) as client,
+            pytest.raises(ServingError) as raised,
+        ):
+            client.search(["mug"])
+        assert raised.value.code == "UNAUTHENTICATED"
+    for token in ("", " ", "two\nlines", "schlüssel"):
+        with pytest.raises(InputError, match="token"):
+            RetrievalClient("localhost:1", model="shop", transport=transport, token=token)
 
 
 # Overload and deadlines
