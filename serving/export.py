@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from serving.exported_module import ExportedModule
+from serving.graph_ops import foreign_ops, server_for
 from serving.index.auto import IndexKind, check_choice, choose_index, may_be_approximate
 from serving.index.exact import ExactIndex
 from serving.index.item_index import checked_item_ids
 from serving.index.scann import ScannIndex
+from serving.item_columns import ItemColumns
 from serving.lexical import HybridSearch, LexicalIndex
-from serving.manifest import SCANN_SERVER, STOCK_SERVER, Manifest
+from serving.manifest import Manifest
 from serving.stored_items import Column, StoredItems
 from serving.versions import check_model_folder, new_version
 from serving.warmup import write_warmup
@@ -30,6 +33,7 @@ Progress = Callable[[str, int, int], None]
 _RECALL_QUERIES = 512
 _OPENING_WORDS = 4
 _WARMUP_TEXTS = 32
+_NAMES = {"scann": "a ScaNN", "partitioned": "a partitioned"}
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,14 @@ def export_retriever(
     output: str | Path,
     *,
     index: IndexKind = "auto",
+    index_parameters: Mapping[str, int] | None = None,
     k: int = DEFAULT_K,
     item_embeddings: np.ndarray | None = None,
     sample_queries: Sequence[str] | None = None,
     lexical_weight: float = 0.0,
     lexical_fields: Mapping[str, Sequence[str]] | None = None,
     columns: Mapping[str, Column] | None = None,
+    stock_server: bool = False,
     run_id: str = "",
     follows: int | None = None,
     seed: int = 0,
@@ -76,7 +82,8 @@ def export_retriever(
         item_ids: ids of the catalogue's items, distinct and not empty.
         item_texts: texts of the items, the template filled in, in the same order.
         output: the model's folder, `saved_models/NAME`.
-        index: ``exact``, ``scann``, or ``auto`` to choose; see `choose_index`.
+        index: ``exact``, ``scann``, ``partitioned``, or ``auto`` to choose; see `choose_index`.
+        index_parameters: how an approximate index was built before, to build it so again.
         k: width of every answer, fixed in the graph.
         item_embeddings: float ``[N, d]``, if they have been made already by the same towers.
         sample_queries: queries such as will be asked.
@@ -84,7 +91,10 @@ def export_retriever(
             `serving.lexical`. With a lexical score every item is scored, so the index is exact.
         lexical_fields: field name to its text for each item, for the lexical score; the item texts
             as one field if None.
-        columns: column name to a text or number, or None, for each item; kept with the items.
+        columns: column name to a text or number, or None, for each item: with any, the export has
+            the signature `search_filtered`; see `serving.item_columns`.
+        stock_server: publish only what an unmodified TensorFlow Serving can load: the ops of the
+            written graph are held against those that it has.
         run_id: the training run, for the manifest.
         follows: the version that this one is made from; see `new_version`.
         seed: draws the queries that recall is measured on.
@@ -106,15 +116,16 @@ def export_retriever(
     if not 0 <= lexical_weight <= 1:
         raise InputError(f"the lexical weight must be from 0 to 1, not {lexical_weight}")
     if lexical_weight:
-        if index == "scann":
+        if index in _NAMES:
             raise InputError(
-                "a ScaNN index cannot be combined with a lexical score: choose the exact index, "
-                "or a lexical weight of 0"
+                f"{_NAMES[index]} index cannot be combined with a lexical score: choose the exact "
+                "index, or a lexical weight of 0"
             )
         index = "exact"
     _check_items(retriever, item_ids, item_texts, item_embeddings)
     retriever = retriever.as_float32()
 
+    item_columns = ItemColumns(columns, len(item_ids)) if columns else None
     if item_embeddings is None:
         item_embeddings = retriever.encode_items(
             item_texts, progress=lambda done, total: report("encode items", done, total)
@@ -124,7 +135,12 @@ def export_retriever(
     if not may_be_approximate(index, len(item_ids)):
         texts = []
     chosen = choose_index(
-        item_ids, item_embeddings, retriever.encode_queries(texts), kind=index, k=k
+        item_ids,
+        item_embeddings,
+        retriever.encode_queries(texts),
+        kind=index,
+        k=k,
+        parameters=index_parameters,
     )
     hybrid = lexical = None
     if lexical_weight:
@@ -134,7 +150,7 @@ def export_retriever(
     report("build index", 1, 1)
 
     report("write version", 0, 1)
-    module = ExportedModule(retriever, chosen.index, hybrid)
+    module = ExportedModule(retriever, chosen.index, hybrid, item_columns)
     manifest = Manifest(
         encoder_fingerprint=retriever.fingerprint(),
         item_template=retriever.text.item_template,
@@ -147,11 +163,14 @@ def export_retriever(
         index_parameters=chosen.index.parameters,
         index_recall=chosen.recall,
         index_recall_measured=f"{chosen.queries} {source}" if chosen.queries else "nothing",
+        index_milliseconds=chosen.milliseconds,
+        exact_milliseconds=chosen.exact_milliseconds,
         index_reason="the lexical score needs it" if lexical else chosen.reason,
         lexical_weight=lexical_weight,
         lexical_parameters=lexical.parameters if lexical else {},
+        columns=item_columns.kinds if item_columns else {},
         signatures=list(module.signatures),
-        server=SCANN_SERVER if isinstance(chosen.index, ScannIndex) else STOCK_SERVER,
+        server="",  # known once the graph is written
         run_id=run_id,
     )
     items = StoredItems(
@@ -163,7 +182,14 @@ def export_retriever(
     )
     with new_version(output, follows=follows) as draft:
         tf.saved_model.save(module, str(draft.path), signatures=module.signatures)
-        _write_warmup(draft.path, output.name, item_ids, item_texts)
+        foreign = foreign_ops(draft.path)
+        if stock_server and foreign:
+            raise InputError(
+                f"a stock TensorFlow Serving lacks the ops {', '.join(sorted(foreign))} of this "
+                "export: choose the exact or partitioned index"
+            )
+        manifest = replace(manifest, server=server_for(foreign), foreign_ops=sorted(foreign))
+        _write_warmup(draft.path, output.name, item_ids, item_texts, item_columns)
         items.write(draft.path, retriever)
         manifest.write(draft.path)
     if isinstance(chosen.index, ScannIndex):
@@ -210,15 +236,23 @@ def _opening(text: str) -> str:
 
 
 def _write_warmup(
-    folder: Path, model_name: str, item_ids: Sequence[str], item_texts: Sequence[str]
+    folder: Path,
+    model_name: str,
+    item_ids: Sequence[str],
+    item_texts: Sequence[str],
+    columns: ItemColumns | None,
 ) -> None:
     texts = item_texts[:_WARMUP_TEXTS]
     openings = [_opening(text) for text in texts]
-    inputs = {
-        "serving_default": ("query", openings),
-        "search": ("query", openings),
-        "encode_query": ("query", openings),
-        "encode_item": ("text", texts),
-        "similar": ("item_id", item_ids[:_WARMUP_TEXTS]),
+    inputs: dict[str, dict[str, Any]] = {
+        "serving_default": {"query": openings},
+        "search": {"query": openings},
+        "encode_query": {"query": openings},
+        "encode_item": {"text": texts},
+        "similar": {"item_id": item_ids[:_WARMUP_TEXTS]},
     }
+    if columns is not None:
+        kinds = {"exclude": tf.string} | {n: spec.dtype for n, spec in columns.inputs.items()}
+        nothing = {name: tf.zeros([len(openings), 0], dtype) for name, dtype in kinds.items()}
+        inputs["search_filtered"] = {"query": openings} | nothing
     write_warmup(folder, model_name, inputs)

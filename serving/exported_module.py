@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
+from serving.index.exhaustive import best_items
 from serving.index.item_index import EMPTY_ID, FLOOR_SCORE, ItemIndex
 from serving.index.scann import ScannIndex
+from serving.item_columns import ItemColumns
 from serving.lexical import HybridSearch
 from towers.retriever import Retriever
 from towers.text_graph import TextGraph
@@ -24,10 +27,15 @@ class ExportedModule(tf.Module):
         retriever: the towers, in float32.
         index: the built index.
         hybrid: what `search` asks in place of the index alone.
+        columns: columns of the items; with them there is `search_filtered`.
     """
 
     def __init__(
-        self, retriever: Retriever, index: ItemIndex, hybrid: HybridSearch | None = None
+        self,
+        retriever: Retriever,
+        index: ItemIndex,
+        hybrid: HybridSearch | None = None,
+        columns: ItemColumns | None = None,
     ) -> None:
         super().__init__(name="retriever")
         # What is assigned here is saved. The index's tensors, and not the index: a Keras layer
@@ -44,13 +52,27 @@ class ExportedModule(tf.Module):
             ),
             default_value=_UNKNOWN,
         )
+        self._scores_of_all, self._answers = index.scores, index.answers
+        self._item_count, self._k = index.item_count, index.k
+        self._columns = columns
+        if columns is not None:
+            self.search_filtered = tf.function(
+                self._search_filtered,
+                input_signature=[
+                    tf.TensorSpec([None], tf.string, "query"),
+                    tf.TensorSpec([None, None], tf.string, "exclude"),
+                    *columns.inputs.values(),
+                ],
+                autograph=False,
+            )
         if isinstance(index, ScannIndex):
             self.release = index.release  # for `serving.loading`
 
     @property
     def signatures(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
         """Signature name to function."""
-        return {
+        filtered = {"search_filtered": self.search_filtered} if self._columns else {}
+        return filtered | {
             "serving_default": self.search,
             "search": self.search,
             "encode_query": self.encode_query,
@@ -67,6 +89,60 @@ class ExportedModule(tf.Module):
         else:
             scores, item_ids = self._hybrid(query, embedding)
         return {"item_ids": item_ids, "scores": scores}
+
+    def _search_filtered(
+        self, query: tf.Tensor, exclude: tf.Tensor, *filters: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """The k best of the items that a request allows, and their columns.
+
+        Every item is scored, whatever the index: what is left over by a filter may lie anywhere.
+
+        Args:
+            query: string ``[N]``.
+            exclude: ids of items that are not wanted, string ``[N, E]``; unknown and empty ones do
+                no harm.
+            *filters: for each column what it allows; see `ItemColumns`.
+
+        Returns:
+            As `search`, and for each column its values, ``[N, k]``.
+        """
+        columns = self._columns
+        assert columns is not None
+        embedding = self.encode_query(query)["embedding"]
+        wanted = dict(zip(columns.kinds, filters, strict=True))
+
+        def scores_of(part: slice) -> tf.Tensor:
+            if self._hybrid is None:
+                scores = self._scores_of_all(embedding[part])  # [n, items]
+            else:
+                scores = self._hybrid.scores(query[part], embedding[part])
+            allowed = columns.allowed({name: values[part] for name, values in wanted.items()})
+            return tf.where(allowed & ~self._named(exclude[part]), scores, -np.inf)
+
+        scores, rows = best_items(
+            scores_of,
+            query_count=tf.shape(query)[0],
+            item_count=self._item_count,
+            k=self._k,
+        )
+        rows = tf.where(tf.math.is_finite(scores), rows, -1)
+        missing = [[0, 0], [0, max(0, self._k - self._item_count)]]
+        values = columns.values_at(tf.pad(rows, missing, constant_values=-1))
+        scores, item_ids = self._answers(scores, rows, self._k)
+        return {"item_ids": item_ids, "scores": scores} | values
+
+    def _named(self, item_ids: tf.Tensor) -> tf.Tensor:
+        """Which items are named: string ``[n, E]`` to bool ``[n, items]``."""
+        rows = self._rows.lookup(item_ids)  # [n, E], -1 for unknown: hits no column
+        count = tf.shape(rows)[0]
+        places = tf.stack(
+            [tf.repeat(tf.range(count, dtype=tf.int64), tf.shape(rows)[1]), tf.reshape(rows, [-1])],
+            axis=1,
+        )
+        places = tf.boolean_mask(places, places[:, 1] >= 0)
+        hits = tf.ones(tf.shape(places)[:1], tf.int32)
+        shape = tf.stack([tf.cast(count, tf.int64), self._item_count])
+        return tf.scatter_nd(places, hits, shape) > 0
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "query")], autograph=False)
     def encode_query(self, query: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -33,15 +33,20 @@ class Manifest:
         embedding_dim: width of an embedding.
         item_count: number of items in the index.
         k: width of every answer.
-        index_kind: ``exact`` or ``scann``.
+        index_kind: ``exact``, ``scann`` or ``partitioned``.
         index_parameters: what the index was built and is searched with.
         index_recall: share of the exact top k that the index finds.
         index_recall_measured: on what that was measured; ``nothing`` for an exact index.
         index_reason: why this kind of index.
+        index_milliseconds: what a search of it for one query took where it was exported, the query
+            encoded already; None where nothing was timed.
+        exact_milliseconds: what exact search took there; None likewise.
         lexical_weight: weight of the lexical score in `search`; 0 for none.
         lexical_parameters: what the lexical index was built with.
+        columns: column of `search_filtered` to its kind, ``text`` or ``number``.
         signatures: names of the signatures.
         server: which server can load the version.
+        foreign_ops: ops in the graph that a stock TensorFlow Serving does not have.
         run_id: the training run; empty if none was named.
         republished: the earlier version that this one equals, after a roll-back; None otherwise.
         created: UTC time, ISO 8601.
@@ -62,6 +67,10 @@ class Manifest:
     index_reason: str
     signatures: list[str]
     server: str
+    foreign_ops: list[str] = field(default_factory=list)
+    index_milliseconds: float | None = None
+    exact_milliseconds: float | None = None
+    columns: dict[str, str] = field(default_factory=dict)
     lexical_weight: float = 0.0
     lexical_parameters: dict[str, Any] = field(default_factory=dict)
     run_id: str = ""

@@ -117,6 +117,7 @@ def update_items(
         changed.texts,
         base,
         index=cast(IndexKind, manifest.index_kind),
+        index_parameters=manifest.index_parameters,
         k=manifest.k,
         item_embeddings=changed.embeddings,
         lexical_weight=manifest.lexical_weight,

@@ -1,27 +1,35 @@
-"""Choosing an index by catalogue size and measured recall."""
+"""Choosing an index by catalogue size, measured recall and measured time."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
+import tensorflow as tf
 
 from serving.index.exact import ExactIndex
 from serving.index.item_index import ItemIndex, check_k
+from serving.index.partitioned import PartitionedIndex
 from serving.index.recall import recall, top_scores
-from serving.index.scann import ScannIndex
+from serving.index.scann import TREE_FROM, ScannIndex
 from towers.errors import InputError
 
-IndexKind = Literal["auto", "exact", "scann"]
+IndexKind = Literal["auto", "exact", "scann", "partitioned"]
 
 TARGET_RECALL = 0.95
 _APPROXIMATE_FROM = 20_000
 _SHARES_OF_LEAVES = (0.02, 0.05, 0.1, 0.2, 0.4, 1.0)
+_SHARES_OF_PARTITIONS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 _REORDERED_PER_RESULT = (5, 10, 20, 50, 100, 200)
+_DIMENSIONS_PER_BLOCK = (2, 4)
+_TIMED_QUERIES = 40
+_WARMING_QUERIES = 5
+_AS_FAST = 0.9  # of exact search's time: less of a gain is none
 
 
 def check_choice(kind: str, k: int) -> None:
@@ -37,7 +45,7 @@ def check_choice(kind: str, k: int) -> None:
 
 def may_be_approximate(kind: str, item_count: int) -> bool:
     """Whether `choose_index` will want queries to measure a recall on."""
-    return kind == "scann" or (kind == "auto" and item_count >= _APPROXIMATE_FROM)
+    return kind in ("scann", "partitioned") or (kind == "auto" and item_count >= _APPROXIMATE_FROM)
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,16 @@ class ChosenIndex:
         recall: share of the exact top k it finds; exactly 1 for an exact index.
         queries: number of queries the recall was measured on; 0 for an exact index.
         reason: why this kind, in words.
+        milliseconds: what a search for one query took here; None where nothing was timed.
+        exact_milliseconds: what exact search took; None likewise.
     """
 
     index: ItemIndex
     recall: float
     queries: int
     reason: str
+    milliseconds: float | None = None
+    exact_milliseconds: float | None = None
 
 
 def choose_index(
@@ -65,23 +77,28 @@ def choose_index(
     kind: IndexKind = "auto",
     k: int = 10,
     target_recall: float = TARGET_RECALL,
+    parameters: Mapping[str, int] | None = None,
 ) -> ChosenIndex:
     """Builds the index that fits a catalogue.
 
-    A ScaNN index is searched with the cheapest setting (leaves searched, candidates reordered) that
-    finds `target_recall` of the exact top k, two standard errors to the good; none needs it built
-    again. ``auto`` is exact below 20,000 items, and where no setting reaches the target or the one
-    that does reads as much memory for a query as exact search. That is counted, not timed, so that
-    the same input gives the same index on a busy machine.
+    An approximate index is built in several ways (ScaNN: leaves, bits of a hash). Each is searched
+    with its cheapest setting (leaves or partitions searched, candidates reordered) that finds
+    `target_recall` of the exact top k, two standard errors to the good; of these the one that
+    answers soonest is taken. ``auto`` is exact below 20,000 items, where ScaNN does not reach the
+    target, and where exact search takes as little time. Settings are put in order by the memory
+    that they read, which is the same on a busy machine; what was built, and exact search, are
+    timed.
 
     Args:
         item_ids: string ``[N]``, distinct and not empty.
         embeddings: item embeddings, float ``[N, d]``.
         queries: embeddings of queries such as will be asked, float ``[Q, d]``; a few hundred
             measure a recall to about one hundredth. Needed where `may_be_approximate` says so.
-        kind: ``exact`` and ``scann`` are obeyed; ``auto`` chooses.
+        kind: ``exact``, ``scann`` and ``partitioned`` are obeyed; ``auto`` chooses.
         k: results for each query.
-        target_recall: what ScaNN has to find.
+        target_recall: what an approximate index has to find.
+        parameters: of an approximate index that was chosen before: it is built in this way alone,
+            and searched with these settings if they still reach the target.
 
     Returns:
         The index and its recall, which for kind ``scann`` may be under the target.
@@ -96,55 +113,136 @@ def choose_index(
         reason = "as asked" if kind == "exact" else f"fewer than {_APPROXIMATE_FROM:,} items"
         return ChosenIndex(exact, 1.0, 0, reason)
     if not len(queries):
-        raise InputError("the recall of a ScaNN index cannot be measured without queries")
+        raise InputError("the recall of an approximate index cannot be measured without queries")
 
-    scann = ScannIndex(k)
-    scann.index(embeddings, item_ids)
-    found = _tune(scann, exact, queries, target_recall)
-    if kind == "scann":
-        return ChosenIndex(scann, found, len(queries), "as asked")
-    if found < target_recall:
-        scann.release()
-        return ChosenIndex(exact, 1.0, 0, f"ScaNN found {found:.3f} of the exact top {k} at most")
-    if _scann_cost(scann, scann.leaves_to_search, scann.reorder) >= _exact_cost(scann):
-        scann.release()
-        return ChosenIndex(exact, 1.0, 0, "ScaNN would read as much memory as exact search")
-    return ChosenIndex(scann, found, len(queries), f"recall {target_recall} reached")
-
-
-def _tune(scann: ScannIndex, exact: ExactIndex, queries: np.ndarray, target: float) -> float:
-    """Sets the cheapest setting that reaches the target, or else the best; returns its recall."""
-    leaves = sorted({math.ceil(scann.leaves * share) for share in _SHARES_OF_LEAVES})
-    reorder = [0]
-    if scann.hashed:
-        reorder = sorted({min(scann.k * r, scann.item_count) for r in _REORDERED_PER_RESULT})
-    settings = sorted(
-        itertools.product(leaves, reorder), key=lambda setting: _scann_cost(scann, *setting)
-    )
     wanted = top_scores(exact, queries)
+    best: _Tuned | None = None
+    for index in _unbuilt(kind, k, len(embeddings), parameters or {}):
+        index.index(embeddings, item_ids)
+        settings = _settings(index)
+        if parameters:
+            settings.insert(0, {name: index.parameters[name] for name in settings[0]})
+        found = _tune(index, queries, wanted, target_recall, settings)
+        tuned = _Tuned(index, found, _milliseconds(index, queries))
+        if best is None:
+            best = tuned
+        elif tuned.better_than(best, target_recall):
+            _release(best.index)
+            best = tuned
+        else:
+            _release(index)
+    assert best is not None
+    limit = _milliseconds(exact, queries)
+    chosen = ChosenIndex(
+        best.index, best.recall, len(queries), "as asked", best.milliseconds, limit
+    )
+    if kind != "auto":
+        return chosen
+    if best.recall < target_recall:
+        reason = f"ScaNN found {best.recall:.3f} of the exact top {k} at most"
+    elif best.milliseconds >= _AS_FAST * limit:
+        reason = f"exact search is as fast: {limit:.2g} ms, ScaNN {best.milliseconds:.2g} ms"
+    else:
+        return replace(chosen, reason=f"recall {target_recall} reached")
+    _release(best.index)
+    return ChosenIndex(exact, 1.0, 0, reason, limit, limit)
+
+
+@dataclass(frozen=True)
+class _Tuned:
+    index: ItemIndex
+    recall: float
+    milliseconds: float
+
+    def better_than(self, other: _Tuned, target: float) -> bool:
+        if min(self.recall, other.recall) < target:
+            return self.recall > other.recall
+        return self.milliseconds < other.milliseconds
+
+
+def _unbuilt(
+    kind: str, k: int, item_count: int, parameters: Mapping[str, int]
+) -> Iterator[ItemIndex]:
+    """The ways to build an approximate index of a kind; one alone where it is given."""
+    if kind == "partitioned":
+        yield PartitionedIndex(k, **parameters)
+    elif parameters or item_count < _APPROXIMATE_FROM:
+        yield ScannIndex(k, **parameters)
+    else:
+        root = math.isqrt(item_count)
+        # Below some 100,000 items ScaNN's authors advise against a tree, and above against none.
+        leaves = (root, 2 * root) if item_count >= TREE_FROM else (0, root)
+        for count, block in itertools.product(leaves, _DIMENSIONS_PER_BLOCK):
+            yield ScannIndex(k, leaves=count, dimensions_per_block=block)
+
+
+def _tune(
+    index: ItemIndex,
+    queries: np.ndarray,
+    wanted: np.ndarray,
+    target: float,
+    settings: Sequence[Mapping[str, int]],
+) -> float:
+    """Sets the first setting that reaches the target, or else the best; returns its recall."""
     best, best_setting = -1.0, settings[0]
     for setting in settings:
-        scann.leaves_to_search, scann.reorder = setting
-        found = recall(top_scores(scann, queries), wanted)
+        _use(index, setting)
+        found = recall(top_scores(index, queries), wanted)
         mean = float(found.mean())
         if mean - 2 * float(found.std()) / math.sqrt(len(found)) >= target:
             return mean
         if mean > best:
             best, best_setting = mean, setting
-    scann.leaves_to_search, scann.reorder = best_setting
+    _use(index, best_setting)
     return best
 
 
-def _exact_cost(index: ItemIndex) -> int:
-    """Bytes that exact search reads for a query."""
-    return index.item_count * index.embedding_dim * 4
+def _settings(index: ItemIndex) -> list[dict[str, int]]:
+    """Settings of the search to choose from, those that read the least memory first."""
+    if isinstance(index, PartitionedIndex):
+        searched = {math.ceil(index.partitions * share) for share in _SHARES_OF_PARTITIONS}
+        return [{"partitions_to_search": count} for count in sorted(searched)]
+    assert isinstance(index, ScannIndex)
+    leaves = {math.ceil(index.leaves * share) for share in _SHARES_OF_LEAVES}
+    reorder = {0}
+    if index.hashed:
+        reorder = {min(index.k * rate, index.item_count) for rate in _REORDERED_PER_RESULT}
+    settings = sorted(
+        itertools.product(leaves, reorder), key=lambda setting: _bytes_read(index, *setting)
+    )
+    return [{"leaves_to_search": count, "reorder": rate} for count, rate in settings]
 
 
-def _scann_cost(scann: ScannIndex, leaves_to_search: int, reorder: int) -> int:
-    """Bytes that ScaNN reads for a query: centroids, hashes of the searched leaves, reordering."""
-    if not scann.hashed:
-        return _exact_cost(scann)
+def _bytes_read(scann: ScannIndex, leaves_to_search: int, reorder: int) -> int:
+    """What ScaNN reads for a query: centroids, hashes of the searched leaves, reordering."""
     hashes = scann.item_count * scann.hash_bytes
     if scann.leaves:
         hashes = scann.leaves * scann.embedding_dim + hashes * leaves_to_search // scann.leaves
     return hashes + reorder * scann.embedding_dim * 4
+
+
+def _use(index: ItemIndex, setting: Mapping[str, int]) -> None:
+    for name, value in setting.items():
+        setattr(index, name, value)
+
+
+def _milliseconds(index: ItemIndex, queries: np.ndarray) -> float:
+    """Median time of a search for one query, as a server would run it."""
+    search = tf.function(
+        lambda query: index.call(query)[0],
+        input_signature=[tf.TensorSpec([None, index.embedding_dim], tf.float32)],
+        autograph=False,
+    )
+    seconds = []
+    for number in range(_WARMING_QUERIES + _TIMED_QUERIES):
+        row = number % len(queries)
+        query = tf.constant(queries[row : row + 1], tf.float32)
+        start = time.perf_counter()
+        search(query)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * float(np.median(seconds[_WARMING_QUERIES:]))
+
+
+def _release(index: ItemIndex) -> None:
+    if isinstance(index, ScannIndex):
+        index.release()

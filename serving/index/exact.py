@@ -56,7 +56,7 @@ class ExactIndex(ItemIndex):
         return tf.transpose(tf.gather(tf.convert_to_tensor(self._embeddings), rows, axis=1))
 
     def scores(self, queries: tf.Tensor) -> tf.Tensor:
-        """Dot products with all items: float32 ``[Q, d]`` to ``[Q, N]``."""
+        """See `ItemIndex`."""
         return tf.matmul(queries, tf.convert_to_tensor(self._embeddings))
 
     def _build(self, embeddings: np.ndarray) -> None:

@@ -189,6 +189,10 @@ class ItemIndex(TopK):
         """Item embeddings, float32 ``[R, d]``, of the rows, int ``[R]``."""
 
     @abc.abstractmethod
+    def scores(self, queries: tf.Tensor) -> tf.Tensor:
+        """Dot products with all items: float32 ``[Q, d]`` to ``[Q, N]``."""
+
+    @abc.abstractmethod
     def _build(self, embeddings: np.ndarray) -> None:
         """Builds the search structure over float32 ``[N, d]``."""
 

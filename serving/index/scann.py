@@ -17,7 +17,7 @@ from scann import scann_ops
 from serving.index.item_index import ItemIndex
 
 _HASHING_FROM = 20_000
-_TREE_FROM = 100_000
+TREE_FROM = 100_000
 _DIMENSIONS_PER_BLOCK = 2
 _CODEBOOK_SIZE = 16  # centroids of a block: ScaNN refuses to learn them from fewer items
 _ANISOTROPIC_THRESHOLD = 0.2
@@ -41,6 +41,8 @@ class ScannIndex(ItemIndex):
         leaves_to_search: leaves looked into for each query; a tenth if None.
         reorder: hashed candidates scored again with their full embeddings; 20 for each result if
             None. Fewer than k would cut the answer short, so at least k are, always.
+        dimensions_per_block: dimensions that share the four bits of a hash: two if None, which is
+            two bits a dimension; four make hashes half as large, and coarser.
         query_model: see `ItemIndex`.
         name: see `ItemIndex`.
     """
@@ -54,12 +56,14 @@ class ScannIndex(ItemIndex):
         leaves: int | None = None,
         leaves_to_search: int | None = None,
         reorder: int | None = None,
+        dimensions_per_block: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(k, **kwargs)
         self._leaves_wanted = leaves
         self._leaves_to_search_wanted = leaves_to_search
         self._reorder_wanted = reorder
+        self._block_wanted = dimensions_per_block or _DIMENSIONS_PER_BLOCK
         self.leaves = 0
         self.hashed = False
         self.leaves_to_search = 0
@@ -69,17 +73,22 @@ class ScannIndex(ItemIndex):
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Leaves of the tree, leaves searched, candidates reordered; 0 where a part is not used."""
+        """Leaves, leaves searched, candidates reordered, block; 0 where a part is not used."""
         return {
             "leaves": self.leaves,
             "leaves_to_search": self.leaves_to_search,
             "reorder": self.reorder,
+            "dimensions_per_block": self._block if self.hashed else 0,
         }
+
+    @property
+    def _block(self) -> int:
+        return min(self._block_wanted, self.embedding_dim)
 
     @property
     def hash_bytes(self) -> int:
         """Size of one hashed item: four bits for each block of dimensions."""
-        return math.ceil(self.embedding_dim / _DIMENSIONS_PER_BLOCK / 2)
+        return math.ceil(self.embedding_dim / self._block / 2)
 
     def is_exact(self) -> bool:
         """False."""
@@ -95,6 +104,11 @@ class ScannIndex(ItemIndex):
         assert self._state is not None
         return tf.gather(tf.convert_to_tensor(self._state.dataset), rows)
 
+    def scores(self, queries: tf.Tensor) -> tf.Tensor:
+        """See `ItemIndex`."""
+        assert self._state is not None
+        return tf.matmul(queries, tf.convert_to_tensor(self._state.dataset), transpose_b=True)
+
     @tf.function(input_signature=[])
     def release(self) -> None:
         """Frees the searcher, which is ScaNN's own copy of the items.
@@ -107,14 +121,13 @@ class ScannIndex(ItemIndex):
     def _build(self, embeddings: np.ndarray) -> None:
         if self._state is not None:
             self.release()
-        count, width = embeddings.shape
-        self._set_sizes(count)
+        self._set_sizes(len(embeddings))
         builder = scann_ops.builder(embeddings, self._k, "dot_product")
         if self.leaves:
             builder = builder.tree(self.leaves, self.leaves_to_search, quantize_centroids=True)
         if self.hashed:
             builder = builder.score_ah(
-                min(_DIMENSIONS_PER_BLOCK, width),
+                self._block,
                 anisotropic_quantization_threshold=_ANISOTROPIC_THRESHOLD,
             ).reorder(self.reorder)
         else:
@@ -128,7 +141,7 @@ class ScannIndex(ItemIndex):
     def _set_sizes(self, count: int) -> None:
         leaves = self._leaves_wanted
         if leaves is None:
-            leaves = math.isqrt(count) if count >= _TREE_FROM else 0
+            leaves = math.isqrt(count) if count >= TREE_FROM else 0
         self.leaves = min(leaves, count) if count >= _CODEBOOK_SIZE else 0
         self.hashed = self.leaves > 0 or count >= _HASHING_FROM
         searched = self._leaves_to_search_wanted or math.ceil(self.leaves * _LEAVES_SEARCHED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from serving.index.exact import ExactIndex
-from serving.lexical.fusion import fused_top_k
+from serving.lexical.fusion import fuse, fused_top_k
 from serving.lexical.lexical_index import LexicalIndex
 from towers.errors import InputError
 
@@ -39,6 +39,10 @@ class HybridSearch(tf.Module):
         # As functions: the index is a Keras layer, which would be saved with functions of its own.
         self._dense_scores, self._answers = index.scores, index.answers
         self._item_count, self._k = index.item_count, index.k
+
+    def scores(self, queries: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
+        """Fused scores of all items: string ``[N]`` and float32 ``[N, d]`` to ``[N, items]``."""
+        return fuse(self._dense_scores(embeddings), self._lexical.scores(queries), self._weight)
 
     def __call__(self, queries: tf.Tensor, embeddings: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Searches.

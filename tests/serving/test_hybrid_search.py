@@ -83,7 +83,12 @@ def test_the_manifest_tells_weight_and_fields(exported: ExportResult) -> None:
 
 @pytest.mark.parametrize(
     ("weight", "index", "message"),
-    [(1.5, "auto", "from 0 to 1"), (float("nan"), "auto", "from 0 to 1"), (0.5, "scann", "ScaNN")],
+    [
+        (1.5, "auto", "from 0 to 1"),
+        (float("nan"), "auto", "from 0 to 1"),
+        (0.5, "scann", "ScaNN"),
+        (0.5, "partitioned", "a partitioned index cannot"),
+    ],
 )
 def test_what_cannot_be_is_refused(
     weight: float,

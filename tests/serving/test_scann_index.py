@@ -35,10 +35,20 @@ def hashed(embeddings: np.ndarray) -> ScannIndex:
 
 
 def test_sizes_follow_the_guidance(hashed: ScannIndex) -> None:
-    assert hashed.parameters == {"leaves": 0, "leaves_to_search": 0, "reorder": 200}
+    assert hashed.parameters == {
+        "leaves": 0,
+        "leaves_to_search": 0,
+        "reorder": 200,
+        "dimensions_per_block": 2,
+    }
     small = ScannIndex(10)
     small.index(_clustered(100))
-    assert small.parameters == {"leaves": 0, "leaves_to_search": 0, "reorder": 0}
+    assert small.parameters == {
+        "leaves": 0,
+        "leaves_to_search": 0,
+        "reorder": 0,
+        "dimensions_per_block": 0,
+    }
     assert not small.hashed
     assert hashed.hashed
 

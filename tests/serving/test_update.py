@@ -126,7 +126,7 @@ def test_changes_equal_an_export_of_the_changed_catalogue(
     assert manifest.encoder_fingerprint == whole.manifest.encoder_fingerprint
 
 
-@pytest.mark.parametrize("index", ["exact", "scann"])
+@pytest.mark.parametrize("index", ["exact", "scann", "partitioned"])
 def test_embeddings_of_the_rest_are_taken_from_the_export(
     index: str, tiny_retriever: Retriever, rows: Rows, tmp_path: Path
 ) -> None:

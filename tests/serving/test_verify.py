@@ -126,7 +126,6 @@ def test_low_recall(
     tiny_retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # An index that only ever looks into one of its leaves.
-    monkeypatch.setattr("serving.index.scann._TREE_FROM", 1)
     monkeypatch.setattr("serving.index.auto._SHARES_OF_LEAVES", (0.0001,))
     monkeypatch.setattr(ScannIndex, "_set_sizes", _one_leaf_of_eight)
     words = ["mug", "rake", "kettle", "hose", "cat", "lid", "coffee", "garden"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from towers.cli.columns import item_columns
 from towers.cli.item_vectors import item_vectors, precision_option
 from towers.cli.lexical import Lexical, lexical_fields, lexical_option, lexical_weight
 from towers.cli.output import emit, json_option, progress_bars, say
@@ -23,14 +24,26 @@ if TYPE_CHECKING:
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="saved_models/NAME.")
 @click.option(
     "--index",
-    type=click.Choice(["auto", "exact", "scann"]),
+    type=click.Choice(["auto", "exact", "scann", "partitioned"]),
     default="auto",
     show_default=True,
-    help="Kind of index. `exact` loads in an unmodified TensorFlow Serving.",
+    help="Kind of index. `exact` and `partitioned` load in an unmodified TensorFlow Serving.",
 )
 @click.option("--k", type=click.IntRange(1), default=10, show_default=True, help="Items an answer.")
 @click.option(
-    "--queries", type=click.Path(), help="Interactions file whose queries tune a ScaNN index."
+    "--queries",
+    type=click.Path(),
+    help="Interactions file whose queries tune an approximate index.",
+)
+@click.option(
+    "--columns",
+    help="Columns to filter by and to return, such as `category,brand,price`: they get a signature "
+    "of their own, search_filtered.",
+)
+@click.option(
+    "--stock-server",
+    is_flag=True,
+    help="Refuse what an unmodified TensorFlow Serving could not load, by the ops in the graph.",
 )
 @lexical_option("As trained if absent.")
 @precision_option
@@ -42,6 +55,8 @@ def command(
     index: IndexKind,
     k: int,
     queries: str | None,
+    columns: str | None,
+    stock_server: bool,
     lexical: Lexical,
     precision: str,
     as_json: bool,
@@ -55,14 +70,16 @@ def command(
 
     run_folder = RunFolder.existing(model)
     products = Catalog.read(catalog)
+    filters = item_columns(products, [name.strip() for name in (columns or "").split(",") if name])
     sample = Interactions.read(queries, products).queries if queries else None
     retriever = run_folder.load_retriever()
     texts = render_items(retriever.template, products)
     vectors = item_vectors(model, retriever, texts, precision)
     weight = lexical_weight(lexical, run_folder)
-    if weight and index == "scann" and lexical is None:
+    if weight and index in ("scann", "partitioned") and lexical is None:
         weight = 0.0
-        say("A ScaNN index scores no words: exported without the lexical score")
+        name = "ScaNN" if index == "scann" else "partitioned"
+        say(f"A {name} index scores no words: exported without the lexical score")
     fields = lexical_fields(retriever.template, products) if weight else None
     with progress_bars() as progress:
         result = export_retriever(
@@ -76,6 +93,8 @@ def command(
             sample_queries=sample,
             lexical_weight=weight,
             lexical_fields=fields,
+            columns=filters,
+            stock_server=stock_server,
             run_id=run_folder.run_id,
             progress=progress,
         )
@@ -89,10 +108,13 @@ def command(
 
 def _report(result: ExportResult) -> str:
     manifest = result.manifest
+    took = ""
+    if manifest.index_milliseconds is not None:
+        took = f", {manifest.index_milliseconds:.2g} ms a query"
     return (
         f"{manifest.item_count:,} items in version {result.version}: {result.path}\n"
         f"Index: {manifest.index_kind} ({manifest.index_reason}), "
-        f"recall@{manifest.k} {manifest.index_recall:.3f}\n"
+        f"recall@{manifest.k} {manifest.index_recall:.3f}{took}\n"
         f"Lexical weight: {manifest.lexical_weight:g}\n"
         f"Loads in {manifest.server}"
     )

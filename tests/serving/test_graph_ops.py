@@ -1,0 +1,97 @@
+"""Ops of a graph against TensorFlow's own registry, in a process without our libraries."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+import tensorflow_text
+
+from serving.export import export_retriever
+from serving.graph_ops import foreign_ops, graph_ops, server_for
+from serving.manifest import SCANN_SERVER, STOCK_SERVER
+from towers import InputError, Retriever
+
+_UNREGISTERED = """
+import sys
+import tensorflow as tf
+from tensorflow.python.framework import op_def_registry
+print(*[op for op in sys.stdin.read().split() if op_def_registry.get(op) is None])
+"""
+
+
+def _unknown_to_tensorflow(ops: set[str]) -> set[str]:
+    run = subprocess.run(
+        [sys.executable, "-c", _UNREGISTERED],
+        input="\n".join(sorted(ops)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(run.stdout.split())
+
+
+class _Model(tf.Module):
+    """Words of a text, counted in a loop inside a function inside a branch."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def count(self, texts):
+        @tf.function
+        def words(text):
+            return tensorflow_text.WhitespaceTokenizer().tokenize(text).row_lengths()
+
+        return tf.cond(
+            tf.shape(texts)[0] > 1,
+            lambda: tf.map_fn(lambda text: words(text[None])[0], texts, tf.int64),
+            lambda: words(texts),
+        )
+
+
+def test_functions_are_looked_into(tmp_path: Path) -> None:
+    model = _Model()
+    tf.saved_model.save(model, str(tmp_path), signatures={"count": model.count})
+    ops = graph_ops(tmp_path)
+    assert {"While", "StringSplitV2"} & ops or {"StatelessWhile", "StatelessIf"} <= ops
+    text_ops = {"TFText>WhitespaceTokenizeWithOffsetsV2"}
+    assert text_ops <= ops
+    assert _unknown_to_tensorflow(ops) == text_ops
+    assert foreign_ops(tmp_path) == set()
+
+
+@pytest.mark.parametrize("index", ["exact", "scann", "partitioned"])
+def test_which_server_can_load_an_export(
+    index: str, tiny_retriever: Retriever, tmp_path: Path
+) -> None:
+    result = export_retriever(
+        tiny_retriever,
+        ["a", "b"],
+        ["Red mug", "Garden rake"],
+        tmp_path / "shop",
+        index=index,
+        columns={"price": [1.0, 2.0], "brand": ["Purr", None]},
+    )
+    foreign = foreign_ops(result.path)
+    text_ops = {"FastBertNormalize", "FastWordpieceTokenizeWithOffsets", "NormalizeUTF8"}
+    assert _unknown_to_tensorflow(graph_ops(result.path)) == foreign | text_ops
+    scann = {"Scann>ScannSearchBatched", "Scann>TensorsToScann"}
+    assert foreign == (scann if index == "scann" else set())
+    assert result.manifest.server == (SCANN_SERVER if index == "scann" else STOCK_SERVER)
+    assert result.manifest.foreign_ops == sorted(foreign)
+
+
+def test_an_export_for_a_stock_server_has_no_foreign_op(
+    tiny_retriever: Retriever, tmp_path: Path
+) -> None:
+    base = tmp_path / "shop"
+    with pytest.raises(InputError, match=r"Scann>ScannSearchBatched.*exact or partitioned"):
+        export_retriever(tiny_retriever, ["a"], ["mug"], base, index="scann", stock_server=True)
+    assert list(base.iterdir()) == []
+    made = export_retriever(tiny_retriever, ["a"], ["mug"], base, stock_server=True)
+    assert made.manifest.server == STOCK_SERVER
+
+
+def test_other_ops_are_named() -> None:
+    assert server_for({"Other>Op", "Scann>X"}) == "a server with the ops Other>Op, Scann>X"
