@@ -100,7 +100,7 @@ class ModelWatcher:
 
     def start(self) -> None:
         """Loads what is there now, then goes on in the background."""
-        self._poll()
+        self._look()
         if self._versions.newest is None:
             _log.warning(
                 "model %s: no version to serve under %s yet",
@@ -134,11 +134,14 @@ class ModelWatcher:
             self._wake.clear()
             if self._stopping.is_set():
                 return
-            try:
-                self._poll()
-            except Exception:
-                # A folder that cannot be read for a moment must not end the watch.
-                _log.exception("model %s: could not look for versions", self._versions.name)
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            self._poll()
+        except Exception:
+            # A folder that cannot be read for a moment must not end the watch.
+            _log.exception("model %s: could not look for versions", self._versions.name)
 
     def _poll(self) -> None:
         on_disk = version_folders(self._config.base_path)

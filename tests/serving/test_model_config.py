@@ -331,6 +331,9 @@ def test_the_flags_of_tensorflow_serving(tmp_path, publish, start_server):
     config.write_text(
         listing(entry("a", tmp_path / "a", 'version_labels { key: "stable" value: 1 }'))
     )
+    monitoring, tokens = tmp_path / "monitoring.config", tmp_path / "tokens"
+    monitoring.write_text('prometheus_config { enable: true path: "/metrics" }')
+    tokens.write_text("secret\n")
     server = start_server(
         tmp_path / "ignored",
         f"--model_config_file={config}",
@@ -338,8 +341,17 @@ def test_the_flags_of_tensorflow_serving(tmp_path, publish, start_server):
         "--enable_model_warmup=false",
         "--allow_version_labels_for_unavailable_models",
         "--max_num_load_retries=1",
+        "--rest_api_timeout_in_ms=20000",
+        "--grpc_channel_arguments=grpc.max_connection_age_ms=2000",
+        f"--monitoring_config_file={monitoring}",
+        f"--auth_token_file={tokens}",
+        "--max_requests_per_second=100",
     )
     assert "Model a: version 1 is served\n" in server.printed
     url = f"{server.rest}/v1/models/a/labels/stable:predict"
-    answer = requests.post(url, json={"instances": ["x"]}, timeout=30)
+    assert requests.post(url, json={"instances": ["x"]}, timeout=30).status_code == 401
+    bearer = {"Authorization": "Bearer secret"}
+    answer = requests.post(url, json={"instances": ["x"]}, headers=bearer, timeout=30)
     assert answer.status_code == 200, answer.text
+    metrics = requests.get(f"{server.rest}/metrics", headers=bearer, timeout=30).text
+    assert 'request_count{model_name="a",status="OK"} 1.0' in metrics

@@ -263,7 +263,7 @@ def test_our_own_client_sends_a_token(serve, transport):
 
 def test_overload_is_refused_not_queued(serve):
     server = serve(workers=1, max_pending=1)
-    body = {"signature_name": "spin", "inputs": 200_000}
+    body = {"signature_name": "spin", "inputs": 400_000}
     codes: list[int] = []
 
     def ask_slowly() -> None:
@@ -282,10 +282,10 @@ def test_overload_is_refused_not_queued(serve):
     assert post(server).status_code == 200
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        running = [spin(stub, 200_000) for _ in range(2)]
+        running = [spin(stub, 400_000) for _ in range(2)]
         time.sleep(0.3)
         assert code_of(lambda: ask(channel)) == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert [call.result().outputs["turns"].int_val[0] for call in running] == [200_000] * 2
+        assert [call.result().outputs["turns"].int_val[0] for call in running] == [400_000] * 2
         ask(channel)
 
 
@@ -312,7 +312,7 @@ def test_what_nobody_waits_for_is_not_begun(serve):
     server = serve(workers=1, rest_timeout_seconds=0.5)
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        running = spin(stub, 400_000)
+        running = spin(stub, 1_000_000)
         time.sleep(0.2)
         late = [spin(stub, 1, timeout=0.2) for _ in range(3)]
         assert [call.code() for call in late] == [grpc.StatusCode.DEADLINE_EXCEEDED] * 3
@@ -320,7 +320,7 @@ def test_what_nobody_waits_for_is_not_begun(serve):
         cancelled.cancel()
         running.result()
         ask(channel)
-    body = {"signature_name": "spin", "inputs": 400_000}
+    body = {"signature_name": "spin", "inputs": 1_000_000}
     started = time.monotonic()
     slow = requests.post(url(server), json=body, timeout=60)
     assert (slow.status_code, slow.json()) == (504, {"error": "Timed out after 0.5 s."})
