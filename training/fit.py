@@ -125,7 +125,7 @@ def adapt(
         return _adapt_linearly(
             retriever, pairs, item_texts, config, judgements or pairs, seed, progress
         )
-    config = with_learning_rate(config, method)
+    config = with_learning_rate(config, method, len(pairs.item_row))
     keras.utils.set_random_seed(seed)
     first: Method = "full" if method == "distilled" else method
     model = trainable_copy(retriever.model, first, config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from towers.adaptation import (
     ALL_KERNELS,
     QUERY_VALUE,
@@ -37,13 +39,21 @@ LEARNING_RATES: dict[Method, float] = {
     "adapters": 1e-3,
     "prefix": 3e-2,
 }
+# Training of all weights goes too far with more pairs than this at the rate above; docs/methods.md.
+_PAIRS_OF_FULL_RATE = 128
 
 
-def with_learning_rate(config: FitConfig, method: Method) -> FitConfig:
-    """The configuration with the method's own learning rate where it has none."""
+def with_learning_rate(config: FitConfig, method: Method, pair_count: int) -> FitConfig:
+    """The configuration with the method's own learning rate where it has none.
+
+    Where all weights are trained it falls with the square root of the number of pairs from 128 on.
+    """
     if config.learning_rate is not None:
         return config
-    return config.model_copy(update={"learning_rate": LEARNING_RATES[method]})
+    rate = LEARNING_RATES[method]
+    if method in ("full", "distilled"):
+        rate *= math.sqrt(min(1.0, _PAIRS_OF_FULL_RATE / pair_count))
+    return config.model_copy(update={"learning_rate": rate})
 
 
 def make_adaptation(method: Method, config: FitConfig) -> Adaptation | None:

@@ -65,9 +65,17 @@ def test_the_command_line_knows_all_methods() -> None:
 
 
 def test_the_learning_rate_is_the_methods_own_unless_given() -> None:
-    assert with_learning_rate(FitConfig(), "lora").learning_rate == LEARNING_RATES["lora"]
-    given = FitConfig(learning_rate=0.5)
-    assert with_learning_rate(given, "lora") is given
+    for pair_count in (8, 5000):
+        config = with_learning_rate(FitConfig(), "lora", pair_count)
+        assert config.learning_rate == LEARNING_RATES["lora"]
+        given = FitConfig(learning_rate=0.5)
+        assert with_learning_rate(given, "full", pair_count) is given
+
+
+@pytest.mark.parametrize("method", ["full", "distilled"])
+def test_all_weights_learn_more_slowly_from_many_pairs(method: Method) -> None:
+    rates = [with_learning_rate(FitConfig(), method, n).learning_rate for n in (8, 128, 512, 2048)]
+    assert rates == pytest.approx([1e-4, 1e-4, 5e-5, 2.5e-5])
 
 
 @pytest.mark.parametrize("method", GRADIENT_METHODS)
