@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.pseudo_queries import make_pseudo_queries
 from training.augmentation.typos import misspell
+from training.pseudo_queries import make_pseudo_queries
 
 TITLES = [
     "Stainless Steel Electric Kettle 1.7 l (Pack of 2)",
