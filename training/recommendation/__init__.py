@@ -1,0 +1,1 @@
+"""Recommendations from histories: models, their fit, and how they are measured."""
