@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,8 @@ class Histories:
         path: The file, for messages.
         sha256: SHA-256 of the file's bytes.
         unknown_items: What was left out at reading.
+        timestamp: datetime64[s] [events], UTC, never falling within a user; None where the file
+            has lists.
     """
 
     users: list[str] = field(repr=False)
@@ -40,6 +42,7 @@ class Histories:
     path: str
     sha256: str
     unknown_items: UnknownItems = field(default_factory=UnknownItems)
+    timestamp: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
     def read(
@@ -63,6 +66,7 @@ class Histories:
         table = read_table(path, required=_REQUIRED, optional=_OPTIONAL, keep_other=False)
         user = table.column("user_id").combine_chunks()
         user_of_row = user.indices.to_numpy()  # [rows]
+        timestamp = None  # [rows]
         if "items" in table.column_names:
             _require_one_row_a_user(path, user)
             lists = table.column("items").combine_chunks()
@@ -80,7 +84,8 @@ class Histories:
                 require_values(path, name, table.column(name).combine_chunks())
             item = table.column("item_id").combine_chunks()
             row = np.arange(len(table))
-            order = np.lexsort((table.column("timestamp").to_numpy(), user_of_row))  # stable
+            timestamp = table.column("timestamp").to_numpy()
+            order = np.lexsort((timestamp, user_of_row))  # stable
         item_row = catalog.row_of(item.dictionary).astype(np.int32)[item.indices.to_numpy()]
         known = item_row >= 0
         unknown = count_unknown(item, known, user_of_row[row])
@@ -97,6 +102,7 @@ class Histories:
             path=os.fspath(path),
             sha256=content_sha256(path),
             unknown_items=unknown,
+            timestamp=None if timestamp is None else timestamp[order],
         )
 
     def __len__(self) -> int:
@@ -106,6 +112,38 @@ class Histories:
     def items(self, user: int) -> np.ndarray:
         """Returns the catalogue rows of one user's history, int32 [events of the user]."""
         return self.item_row[self.offsets[user] : self.offsets[user + 1]]
+
+    def sequences(self) -> list[np.ndarray]:
+        """Returns every user's `items`, in the order of `users`."""
+        return [self.items(user) for user in range(len(self))]
+
+    def select_events(self, events: np.ndarray) -> Histories:
+        """Returns the same users with some of their events; a user may be left with none.
+
+        Args:
+            events: bool [events].
+        """
+        before = np.concatenate([[0], np.cumsum(events)])  # chosen events before each place
+        return replace(
+            self,
+            offsets=before[self.offsets],
+            item_row=self.item_row[events],
+            timestamp=None if self.timestamp is None else self.timestamp[events],
+        )
+
+    def select_users(self, users: np.ndarray) -> Histories:
+        """Returns some of the users, in the order they have here.
+
+        Args:
+            users: bool [users].
+        """
+        lengths = np.diff(self.offsets)
+        kept = self.select_events(np.repeat(users, lengths))
+        return replace(
+            kept,
+            users=[user for user, chosen in zip(self.users, users, strict=True) if chosen],
+            offsets=np.concatenate([[0], np.cumsum(lengths[users])]),
+        )
 
 
 def _require_one_row_a_user(path: str | os.PathLike[str], user: pa.DictionaryArray) -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -124,3 +125,38 @@ def test_a_user_has_one_list(tmp_path: Path, catalog: Catalog) -> None:
     path.write_text("\n".join(json.dumps(row) for row in [*LISTS, LISTS[2]]))
     with pytest.raises(InputError, match="user_id 'bob' in line 5 is already in line 3"):
         Histories.read(path, catalog)
+
+
+EVENTS = """user_id,item_id,timestamp
+ann,1,2024-05-03
+bob,2,2024-05-02
+ann,3,2024-05-01
+cat,gone,2024-05-01
+ann,4,2024-05-02
+bob,5,2024-05-04
+"""
+
+
+def test_rows_keep_their_time(tmp_path: Path, catalog: Catalog) -> None:
+    path = tmp_path / "events.csv"
+    path.write_text(EVENTS)
+    histories = Histories.read(path, catalog)
+    days = histories.timestamp.astype("datetime64[D]").astype(str).tolist()
+    assert days == ["2024-05-01", "2024-05-02", "2024-05-03", "2024-05-02", "2024-05-04"]
+    assert [items.tolist() for items in histories.sequences()] == [[3, 4, 1], [2, 5], []]
+    (tmp_path / "lists.jsonl").write_text('{"user_id": 1, "items": [1]}')
+    assert Histories.read(tmp_path / "lists.jsonl", catalog).timestamp is None
+
+
+def test_selection_of_events_and_users(tmp_path: Path, catalog: Catalog) -> None:
+    path = tmp_path / "events.csv"
+    path.write_text(EVENTS)
+    histories = Histories.read(path, catalog)
+    early = histories.select_events(histories.timestamp < np.datetime64("2024-05-03"))
+    assert as_dict(early) == {"ann": ["3", "4"], "bob": ["2"], "cat": []}
+    assert early.timestamp.astype("datetime64[D]").astype(str).tolist()[-1] == "2024-05-02"
+    late = early.select_users(np.array([False, True, True]))
+    assert as_dict(late) == {"bob": ["2"], "cat": []}
+    assert late.offsets.tolist() == [0, 1, 1]
+    assert as_dict(histories.select_users(np.zeros(3, bool))) == {}
+    assert len(histories) == 3  # itself unchanged
