@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from serving.server.batching import BatchingOptions
 from serving.server.model_config import ModelConfig, select_versions
 from serving.server.model_versions import ModelVersions
 from serving.server.servable import Servable
@@ -30,12 +31,14 @@ class LoadOptions:
         change, which begins the count anew.
       retry_seconds: How long to wait before each of these.
       warm_up: Whether the warm-up requests of a version are replayed before it serves.
+      batching: How requests for one signature of a version are batched; not at all when None.
     """
 
     poll_seconds: float = 1.0
     max_retries: int = 5
     retry_seconds: float = 60.0
     warm_up: bool = True
+    batching: BatchingOptions | None = field(default_factory=BatchingOptions)
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -169,7 +172,7 @@ class ModelWatcher:
         _log.info("model %s: loading version %d", name, version)
         self._versions.start_loading(version)
         try:
-            servable = Servable.load(path, version)
+            servable = Servable.load(path, version, self._options.batching)
             replayed = warm_up(servable, path) if self._options.warm_up else 0
         except Exception as error:
             status = StatusError.wrap(error)

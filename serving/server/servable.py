@@ -10,6 +10,8 @@ import grpc
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from serving.loading import GRAPH_FILE, load_export
+from serving.manifest import MANIFEST_FILE
+from serving.server.batching import BatchingOptions
 from serving.server.signatures import Observer, Signature
 from serving.server.status import StatusError
 
@@ -45,8 +47,13 @@ class Servable:
         }
 
     @classmethod
-    def load(cls, path: Path, version: int) -> Servable:
+    def load(cls, path: Path, version: int, batching: BatchingOptions | None = None) -> Servable:
         """Loads a version folder.
+
+        Args:
+          path: The folder.
+          version: The version's number.
+          batching: How requests for one signature are batched; not at all when None.
 
         Raises:
           InputError: The folder holds no SavedModel, or needs a library that is missing.
@@ -55,7 +62,11 @@ class Servable:
         """
         loaded = load_export(path)
         exported = (path / GRAPH_FILE).stat().st_mtime
-        return cls(version, loaded, _read_signature_defs(path), exported)
+        servable = cls(version, loaded, _read_signature_defs(path), exported)
+        if batching and (batching.every_model or (path / MANIFEST_FILE).is_file()):
+            for signature in servable._signatures.values():
+                signature.batch(batching)
+        return servable
 
     def observe(self, observe: Observer) -> None:
         """Has each run of a signature told; see `Signature`."""

@@ -17,6 +17,7 @@ from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_p
 
 from serving.loading import GRAPH_FILE
 from serving.server.access import Access
+from serving.server.batching import BatchingOptions
 from serving.server.calls import Calls
 from serving.server.config_watcher import ConfigWatcher
 from serving.server.grpc_service import ModelService, PredictionService
@@ -41,6 +42,7 @@ from towers.errors import InputError
 
 DEFAULT_PORT = 8500
 DEFAULT_REST_PORT = 8501
+_MAX_WORKERS = 64
 _SERVICES_OF_TF_SERVING = ("PredictionService", "ModelService")  # so called by its health service
 _GRPC_OPTIONS: dict[str, int | str] = {
     "grpc.max_send_message_length": -1,
@@ -95,8 +97,8 @@ class ModelServer:
           host: The address to listen on.
           port: The gRPC port; 0 takes a free one.
           rest_port: The REST port; 0 takes a free one.
-          workers: How many requests each transport answers at once; four for each CPU when None,
-            as in TF Serving.
+          workers: How many requests each transport has in hand at once. When None, four for each
+            CPU, as in TF Serving, or two batches of them where requests are batched.
           max_request_bytes: Longer requests are refused, whatever they were compressed to.
           max_pending: How many requests may wait for that, on each transport; more are refused.
           rest_timeout_seconds: After this long a REST request is answered with 504.
@@ -127,11 +129,12 @@ class ModelServer:
             )
         _check_port(port)
         _check_port(rest_port)
-        workers = workers or 4 * (os.cpu_count() or 1)
+        loading = loading or LoadOptions()
+        workers = workers or _workers(loading.batching)
         self.drain_seconds = drain_seconds
         metrics = Metrics()
         self._models = Models(
-            loading or LoadOptions(),
+            loading,
             metrics.observer,
             labels_for_unavailable=labels_for_unavailable,
         )
@@ -299,6 +302,12 @@ def _read_and_check(model_config_file: str | Path) -> ModelServerConfig:
     except StatusError as error:
         raise InputError(f"{model_config_file}: {error.message}") from error
     return config
+
+
+def _workers(batching: BatchingOptions | None) -> int:
+    # A request keeps a thread while it waits for its batch, so threads bound the size of batches.
+    batched = min(2 * batching.max_batch_size, _MAX_WORKERS) if batching else 0
+    return max(4 * (os.cpu_count() or 1), batched)
 
 
 def _metrics_path(monitoring_config_file: str | Path | None) -> str | None:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 
+from serving.server.batching import Batcher, BatchingOptions
 from serving.server.status import StatusError, invalid_argument
 from serving.server.tensors import array_from_proto, dtype_name, shape_text
 
@@ -47,7 +48,7 @@ class Signature:
       inputs: What each input has to be.
       outputs: The names of the outputs.
       observe: Called after each run, where it is set: with the API that asked, the seconds the
-        graph took, and the outputs.
+        graph took (and waiting for a batch, as in TF Serving), and the outputs.
 
     Everything is checked before the graph runs: TensorFlow itself checks neither rank nor
     dimensions of what is fed to a restored function, and some ops abort the process when the
@@ -72,6 +73,8 @@ class Signature:
         self.outputs = tuple(sorted(definition.outputs))
         self.observe: Observer | None = None
         self._function = function
+        self._compute: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = self._run_graph
+        self._is_by_row = _is_by_row(definition)
         self._defaults = {
             name: array_from_proto(proto, name) for name, proto in definition.defaults.items()
         }
@@ -98,18 +101,30 @@ class Signature:
         inputs = {**self._defaults, **inputs}
         for position, (name, spec) in enumerate(self.inputs.items()):
             self._check_tensor(position, name, spec, inputs[name])
-        tensors = {
-            name: tf.constant(inputs[name], spec.dtype) for name, spec in self.inputs.items()
-        }
         started = time.perf_counter()
-        try:
-            outputs = self._function(**tensors)
-            arrays = {name: _array(outputs[name]) for name in wanted}
-        except tf.errors.OpError as error:
-            raise StatusError.wrap(error) from error
+        outputs = self._compute({name: inputs[name] for name in self.inputs})
+        arrays = {name: outputs[name] for name in wanted}
         if self.observe is not None:
             self.observe(api, time.perf_counter() - started, arrays)
         return arrays
+
+    def batch(self, options: BatchingOptions) -> None:
+        """Has requests that come at the same time share a run of the graph from now on.
+
+        Only where the first dimension of each input and output is open, as that of a batch is.
+        """
+        if self._is_by_row:
+            self._compute = Batcher(self._run_graph, options).run
+
+    def _run_graph(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors = {
+            name: tf.constant(inputs[name], spec.dtype) for name, spec in self.inputs.items()
+        }
+        try:
+            outputs = self._function(**tensors)
+            return {name: _array(outputs[name]) for name in self.outputs}
+        except tf.errors.OpError as error:
+            raise StatusError.wrap(error) from error
 
     def _select_outputs(self, output_filter: Sequence[str]) -> Sequence[str]:
         seen: set[str] = set()
@@ -155,6 +170,16 @@ def _input_spec(info: meta_graph_pb2.TensorInfo) -> InputSpec:
         return InputSpec(dtype, None)
     sizes = (dim.size for dim in info.tensor_shape.dim)
     return InputSpec(dtype, tuple(None if size < 0 else size for size in sizes))
+
+
+def _is_by_row(definition: meta_graph_pb2.SignatureDef) -> bool:
+    """Whether inputs and outputs may all have one row for each element of a batch."""
+    shapes = [
+        info.tensor_shape for info in (*definition.inputs.values(), *definition.outputs.values())
+    ]
+    return bool(definition.inputs and definition.outputs) and all(
+        not shape.unknown_rank and shape.dim and shape.dim[0].size < 0 for shape in shapes
+    )
 
 
 def _array(tensor: tf.Tensor) -> np.ndarray:

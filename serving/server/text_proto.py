@@ -13,8 +13,10 @@ from towers.errors import InputError
 _Message = TypeVar("_Message", bound=Message)
 _Field = descriptor_pb2.FieldDescriptorProto
 
-# tensorflow-serving-api leaves out two of the configurations, so their fields are declared here,
-# as they stand in `tensorflow_serving/config/{ssl,monitoring}_config.proto`.
+# tensorflow-serving-api leaves out three of the configurations, so their fields are declared here,
+# as they stand in `tensorflow_serving/config/{ssl,monitoring}_config.proto` and
+# `tensorflow_serving/servables/tensorflow/session_bundle_config.proto`.
+_REPEATED = ("allowed_batch_sizes",)
 _DECLARED: dict[str, list[tuple[str, int, int | str]]] = {
     "SSLConfig": [
         ("server_key", 1, _Field.TYPE_STRING),
@@ -24,6 +26,17 @@ _DECLARED: dict[str, list[tuple[str, int, int | str]]] = {
     ],
     "PrometheusConfig": [("enable", 1, _Field.TYPE_BOOL), ("path", 2, _Field.TYPE_STRING)],
     "MonitoringConfig": [("prometheus_config", 1, "PrometheusConfig")],
+    "Int64Value": [("value", 1, _Field.TYPE_INT64)],
+    "StringValue": [("value", 1, _Field.TYPE_STRING)],
+    "BatchingParameters": [
+        ("max_batch_size", 1, "Int64Value"),
+        ("batch_timeout_micros", 2, "Int64Value"),
+        ("max_enqueued_batches", 3, "Int64Value"),
+        ("num_batch_threads", 4, "Int64Value"),
+        ("thread_pool_name", 5, "StringValue"),
+        ("allowed_batch_sizes", 6, _Field.TYPE_INT64),
+        ("pad_variable_length_inputs", 7, _Field.TYPE_BOOL),
+    ],
 }
 _PACKAGE = "fewshot_towers.server"
 
@@ -53,7 +66,8 @@ def _make_classes() -> dict[str, Any]:
     for message, fields in _DECLARED.items():
         declared = file.message_type.add(name=message)
         for name, number, kind in fields:
-            field = declared.field.add(name=name, number=number, label=_Field.LABEL_OPTIONAL)
+            label = _Field.LABEL_REPEATED if name in _REPEATED else _Field.LABEL_OPTIONAL
+            field = declared.field.add(name=name, number=number, label=label)
             if isinstance(kind, str):
                 field.type, field.type_name = _Field.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
             else:
@@ -69,3 +83,4 @@ def _make_classes() -> dict[str, Any]:
 _classes = _make_classes()
 SSLConfig = _classes["SSLConfig"]
 MonitoringConfig = _classes["MonitoringConfig"]
+BatchingParameters = _classes["BatchingParameters"]

@@ -19,6 +19,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from serving.server.batching import BatchingOptions
 from serving.server.model_watcher import LoadOptions
 from serving.server.server import ModelServer
 
@@ -96,7 +97,8 @@ def add_version(base: Path, made: Path, version: int) -> None:
     made.rename(base / str(version))
 
 
-def test_swapping_under_load_fails_no_request(base, publish):
+@pytest.mark.parametrize("batching", [None, BatchingOptions(every_model=True)])
+def test_swapping_under_load_fails_no_request(base, publish, batching):
     publish(base, 1)
     answers: list[int] = []
     failures: list[BaseException] = []
@@ -124,7 +126,8 @@ def test_swapping_under_load_fails_no_request(base, publish):
             except BaseException as error:
                 failures.append(error)
 
-    with ModelServer(base, loading=LoadOptions(poll_seconds=POLL)) as server:
+    loading = LoadOptions(poll_seconds=POLL, batching=batching)
+    with ModelServer(base, loading=loading) as server:
         threads = [threading.Thread(target=ask_grpc) for _ in range(3)]
         threads += [threading.Thread(target=ask_rest) for _ in range(2)]
         for thread in threads:

@@ -12,7 +12,7 @@ import click
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def _switch(name: str, variable: str, default: bool, help_text: str) -> _Decorator:
+def _switch(name: str, variable: str, default: bool | None, help_text: str) -> _Decorator:
     """An option that is a flag or takes true or false, as TF Serving's are."""
     return click.option(
         name,
@@ -21,7 +21,7 @@ def _switch(name: str, variable: str, default: bool, help_text: str) -> _Decorat
         is_flag=False,
         flag_value="true",
         default=default,
-        show_default=True,
+        show_default=default is not None,
         help=help_text,
     )
 
@@ -98,6 +98,18 @@ def _switch(name: str, variable: str, default: bool, help_text: str) -> _Decorat
     True,
     "Replay a version's warm-up requests first.",
 )
+@_switch(
+    "--enable-batching",
+    "enable_batching",
+    None,
+    "Compute requests that come together at once: of every model, or of none. If absent, of exports"
+    " of this package alone.",
+)
+@click.option(
+    "--batching-parameters-file",
+    type=click.Path(path_type=Path),
+    help="How large batches are, and what they wait for: BatchingParameters in text form.",
+)
 @click.option(
     "--ssl-config-file",
     type=click.Path(path_type=Path),
@@ -167,6 +179,8 @@ def command(
     max_retries: int,
     load_retry_interval_micros: int,
     warm_up: bool,
+    enable_batching: bool | None,
+    batching_parameters_file: Path | None,
     rest_api_timeout_in_ms: int,
     auth_token_file: Path | None,
     max_requests_per_second: float | None,
@@ -179,11 +193,18 @@ def command(
     for dashes. SIGTERM or Ctrl-C lets running requests finish first.
     """
     from serving.server.access import Access, read_tokens
+    from serving.server.batching import batching_options
     from serving.server.model_watcher import LoadOptions
     from serving.server.server import ModelServer, run_server
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    loading = LoadOptions(poll_seconds, max_retries, load_retry_interval_micros / 1e6, warm_up)
+    loading = LoadOptions(
+        poll_seconds,
+        max_retries,
+        load_retry_interval_micros / 1e6,
+        warm_up,
+        batching_options(enable_batching, batching_parameters_file),
+    )
     access = Access(
         read_tokens(auth_token_file) if auth_token_file else (), max_requests_per_second
     )
