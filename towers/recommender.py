@@ -1,0 +1,321 @@
+"""Recommendations from histories: what was learned of users, and its use over a catalogue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import keras
+import numpy as np
+import scipy.sparse as sp
+
+from towers.errors import InputError
+from towers.item_neighbours import ItemNeighbours, word_neighbours
+from towers.user_tower import UserTower
+
+_TOWER_FILE = "user_tower.keras"
+_ARRAYS_FILE = "items.npz"
+_SETTINGS_FILE = "recommender.json"
+_USERS_AT_A_TIME = 256
+_MASKED = -np.inf
+
+
+@dataclass(frozen=True)
+class BlendWeights:
+    """Weights of the parts of the score; with them it is a logit of "this item comes next".
+
+    Attributes:
+        text: of the cosine of user vector and item embedding.
+        co_occurrence: of what the histories say of items taken by the same users.
+        words: of the words that the texts of items share.
+        popularity: of `log(1 + events)` of an item.
+        query: of the score of a query, where one is given with the history.
+    """
+
+    text: float
+    co_occurrence: float = 0.0
+    words: float = 0.0
+    popularity: float = 0.0
+    query: float = 0.0
+
+
+@dataclass
+class Recommender:
+    """What was learned from histories. It holds no embeddings: `over` brings it to a catalogue.
+
+        score[j] = text * <user, e_j> + sum_p r_p (co_occurrence * C[p, j] + words * W[p, j])
+                   + popularity * log(1 + n_j)
+
+    `user` is the vector that `UserTower` makes of the embeddings of the past items `p`, `C` the
+    co-occurrence of items in histories, `W` the overlap of the items' words, `n_j` how often an
+    item was taken, and `r_p` falls by `decay` with each newer item and sums to 1.
+
+    Attributes:
+        user_tower: the attention head.
+        weights: of the parts.
+        item_ids: the items that histories told something of, `[n]`.
+        co_occurrence: their neighbours, as rows of `item_ids`.
+        counts: how often each was taken, int64 `[n]`.
+        decay: share of its weight that a past item keeps with each newer one.
+        max_history: newest items of a history that are looked at.
+        encoder_fingerprint: of the item tower; see `towers.Retriever.fingerprint`.
+
+    Example:
+        >>> recommender = Recommender.load("runs/people/recommender")
+        >>> shop = recommender.over(item_ids, item_texts, retriever.encode_items(item_texts))
+        >>> shop.recommend([["mug", "flask"], []], k=5)
+    """
+
+    user_tower: UserTower
+    weights: BlendWeights
+    item_ids: list[str]
+    co_occurrence: ItemNeighbours
+    counts: np.ndarray
+    decay: float = 0.7
+    max_history: int = 50
+    encoder_fingerprint: str = ""
+
+    def over(
+        self, item_ids: Sequence[str], item_texts: Sequence[str], item_embeddings: np.ndarray
+    ) -> CatalogRecommender:
+        """Makes the recommender ready for a catalogue, which need not be that of its training.
+
+        An item that no history told of is scored by its text and words, and its popularity is
+        taken to be the mean of the others.
+
+        Args:
+            item_ids: `N` ids, distinct.
+            item_texts: texts of the items, the template filled in.
+            item_embeddings: float32 `[N, d]`, of the texts.
+
+        Raises:
+            InputError: numbers of ids, texts and embeddings differ, or the embeddings are not as
+                wide as those of the training.
+        """
+        expected = (len(item_ids), self.user_tower.embedding_dim)
+        if item_embeddings.shape != expected or len(item_texts) != len(item_ids):
+            raise InputError(
+                f"{len(item_ids)} items need embeddings {expected} and as many texts, not "
+                f"{item_embeddings.shape} and {len(item_texts)}"
+            )
+        row_of = {item_id: row for row, item_id in enumerate(item_ids)}
+        to = np.array([row_of.get(item_id, -1) for item_id in self.item_ids], np.int64)
+        matrix = self.weights.co_occurrence * self.co_occurrence.moved(to, len(item_ids)).matrix()
+        if self.weights.words:
+            matrix = matrix + self.weights.words * word_neighbours(item_texts).matrix()
+        neighbours = ItemNeighbours.largest(matrix.tocsr(), len(item_ids))
+        taken = np.zeros(len(item_ids), np.int64)
+        taken[to[to >= 0]] = self.counts[to >= 0]
+        return CatalogRecommender(
+            self,
+            list(item_ids),
+            np.asarray(item_embeddings, np.float32),
+            neighbours,
+            self.weights.popularity * popularity_prior(taken),
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the recommender into a folder."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        self.user_tower.save(path / _TOWER_FILE)
+        with (path / _ARRAYS_FILE).open("wb") as file:
+            np.savez_compressed(
+                file,
+                item_ids=np.array(self.item_ids, dtype=str),
+                counts=self.counts,
+                rows=self.co_occurrence.rows,
+                weights=self.co_occurrence.weights,
+            )
+        settings = {
+            "weights": asdict(self.weights),
+            "decay": self.decay,
+            "max_history": self.max_history,
+            "encoder_fingerprint": self.encoder_fingerprint,
+        }
+        (path / _SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Recommender:
+        """Reads what `save` wrote.
+
+        Raises:
+            InputError: the folder holds no recommender, or a file in it is damaged.
+        """
+        path = Path(folder)
+        for name in (_TOWER_FILE, _ARRAYS_FILE, _SETTINGS_FILE):
+            if not (path / name).is_file():
+                raise InputError(f"{str(folder)!r} holds no recommender: there is no {name}")
+        try:
+            settings = json.loads((path / _SETTINGS_FILE).read_text("utf-8"))
+            tower = keras.saving.load_model(path / _TOWER_FILE, compile=False)
+            with np.load(path / _ARRAYS_FILE) as arrays:
+                return cls(
+                    tower,
+                    BlendWeights(**settings.pop("weights")),
+                    arrays["item_ids"].tolist(),
+                    ItemNeighbours(arrays["rows"], arrays["weights"]),
+                    arrays["counts"],
+                    **settings,
+                )
+        except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"recommender {str(folder)!r} is damaged: {error}") from error
+
+
+@dataclass(frozen=True)
+class CatalogRecommender:
+    """A recommender over one catalogue; called, it scores all items for histories of rows.
+
+    Attributes:
+        recommender: what was learned.
+        item_ids: the catalogue, `N` ids.
+        embeddings: float32 `[N, d]`.
+        neighbours: co-occurrence and words together, weighed.
+        prior: float32 `[N]`, the part of popularity, weighed.
+    """
+
+    recommender: Recommender
+    item_ids: list[str]
+    embeddings: np.ndarray
+    neighbours: ItemNeighbours
+    prior: np.ndarray
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    @cached_property
+    def _matrix(self) -> sp.csr_matrix:
+        return self.neighbours.matrix()
+
+    def __call__(
+        self, histories: Sequence[np.ndarray], query_scores: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Scores every item for every user.
+
+        Args:
+            histories: rows of the catalogue, int `[events]` each, oldest first; -1 is an unknown
+                item.
+            query_scores: float32 `[users, N]`, what `search` would score; a row of NaN for a user
+                without a query. Where there is one, popularity does not count.
+
+        Returns:
+            float32 `[users, N]`: logits; items of the history are scored like any other.
+        """
+        parts = [np.zeros((0, len(self.item_ids)), np.float32)]
+        for start in range(0, len(histories), _USERS_AT_A_TIME):
+            part = slice(start, start + _USERS_AT_A_TIME)
+            asked = None if query_scores is None else query_scores[part]
+            parts.append(self._score(histories[part], asked))
+        return np.concatenate(parts)
+
+    def _score(self, histories: Sequence[np.ndarray], asked: np.ndarray | None) -> np.ndarray:
+        learned = self.recommender
+        histories = [newest(rows, learned.max_history) for rows in histories]
+        scores = learned.weights.text * (
+            user_vectors(learned.user_tower, self.embeddings, histories) @ self.embeddings.T
+        )
+        scores += (
+            recency_matrix(histories, learned.decay, len(self.item_ids)) @ self._matrix
+        ).toarray()
+        if asked is None:
+            return scores + self.prior
+        given = ~np.isnan(asked).any(axis=1, keepdims=True)  # [users, 1]
+        return scores + np.where(given, learned.weights.query * np.nan_to_num(asked), self.prior)
+
+    def rows(self, history: Sequence[str]) -> np.ndarray:
+        """Rows of the known items among ids, in their order."""
+        found = [self._row_of.get(item_id, -1) for item_id in history]
+        return np.array([row for row in found if row >= 0], np.int64)
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        *,
+        k: int = 10,
+        query_scores: np.ndarray | None = None,
+    ) -> list[list[tuple[str, float]]]:
+        """The k best items for each user that are not in the history.
+
+        Args:
+            histories: item ids, oldest first; unknown ones are passed over, and an empty history
+                gets the most popular items.
+            k: items a user; fewer where the catalogue has no more.
+            query_scores: see `__call__`.
+
+        Returns:
+            Item ids with their scores, best first; of equal scores the earlier row comes first.
+        """
+        rows = [self.rows(history) for history in histories]
+        scores = self(rows, query_scores)
+        answers = []
+        for seen, row_scores in zip(rows, scores, strict=True):
+            row_scores[seen] = _MASKED
+            best = np.argsort(-row_scores, kind="stable")[:k]
+            best = best[np.isfinite(row_scores[best])]
+            answers.append([(self.item_ids[row], float(row_scores[row])) for row in best])
+        return answers
+
+
+def popularity_prior(counts: np.ndarray) -> np.ndarray:
+    """`log(1 + count)` of each item, float32; the mean of the others where nothing is counted.
+
+    An item without a count is new: it has not been refused, it has not been seen.
+    """
+    prior = np.log1p(counts.astype(np.float32))
+    if (counts > 0).any():
+        prior[counts == 0] = prior[counts > 0].mean()
+    return prior
+
+
+def user_vectors(
+    tower: UserTower, embeddings: np.ndarray, histories: Sequence[np.ndarray]
+) -> np.ndarray:
+    """User vectors of histories of rows, float32 `[users, d]`."""
+    rows = padded_rows(histories)  # [users, h]
+    known = rows >= 0
+    vectors = tower({"history": embeddings[np.maximum(rows, 0)], "known": known})
+    return keras.ops.convert_to_numpy(vectors)
+
+
+def padded_rows(histories: Sequence[np.ndarray]) -> np.ndarray:
+    """Histories as a matrix, int64 `[users, h]`, -1 after the end of each; h is at least 1."""
+    width = max([1, *map(len, histories)])
+    rows = np.full((len(histories), width), -1, np.int64)
+    for user, history in enumerate(histories):
+        rows[user, : len(history)] = history
+    return rows
+
+
+def newest(history: np.ndarray, count: int) -> np.ndarray:
+    """The last known rows of a history, at most `count`."""
+    history = np.asarray(history, np.int64)
+    return history[history >= 0][-count:]
+
+
+def recency_matrix(histories: Sequence[np.ndarray], decay: float, item_count: int) -> sp.csr_matrix:
+    """Weights of past items: `decay ** age`, and 1 in all for each user.
+
+    Args:
+        histories: known rows, oldest first.
+        decay: in (0, 1]; 1 is a mean.
+        item_count: number of items.
+
+    Returns:
+        float32 `[users, items]`; an item that comes twice has the sum of its weights.
+    """
+    lengths = np.array([len(history) for history in histories], np.int64)
+    user = np.repeat(np.arange(len(histories)), lengths)
+    weights = [_recency(length, decay) for length in lengths.tolist()]
+    data = np.concatenate([np.zeros(0, np.float32), *weights])
+    item = np.concatenate([np.zeros(0, np.int64), *histories])
+    shape = (len(histories), item_count)
+    return sp.csr_matrix((data, (user, item)), shape=shape, dtype=np.float32)
+
+
+def _recency(length: int, decay: float) -> np.ndarray:
+    weights = decay ** np.arange(length)[::-1].astype(np.float32)
+    return weights / weights.sum() if length else weights
