@@ -20,6 +20,7 @@ from towers.losses import (
     r_drop,
 )
 from towers.losses.in_batch_softmax import weighted_mean
+from towers.replicas import replica_count, whole_batch, whole_vectors
 from towers.text_encoder import TextEncoder
 
 # A learned temperature stays at or above this: logits of unit vectors stay within +-100
@@ -60,6 +61,10 @@ class TwoTower(keras.Model):
     positives of it where the loss has `multi_positive`. `teacher_scores` are used where there is a
     `distillation`. Targets `y` are not used; `sample_weight` is float `[B]` and weighs the queries
     of `loss`; the distillation counts all queries alike.
+
+    Under a `tf.distribute` strategy each device encodes its part of a batch, and the loss is that
+    of the whole batch: the items of all devices are negatives of each query (`towers.replicas`).
+    What has a column for each candidate (`ignored`, `teacher_scores`) is refused there.
 
     `model(x)` returns `{"query": [B, d], "item": [C, d]}`, unit rows: own items, `negatives`,
     `cached`.
@@ -197,29 +202,41 @@ class TwoTower(keras.Model):
         Raises:
             ValueError: a key of the batch is there without the one it needs.
         """
+        whole, weight = whole_batch(x, sample_weight)
         perturbation = None
         if training and self.fgm:
             # Encodes anew, in view of the gradient; nothing is left of `y_pred` in a compiled step.
             perturbation, y_pred = self._adversary(x, sample_weight)
-        loss = self._loss(x, y_pred, sample_weight)
+        vectors = whole_vectors(x, y_pred)
+        loss = self._loss(whole, vectors, weight)
         if training and self.r_drop:
-            again = self._encode(x, training)
-            divergence = r_drop(y_pred, again, temperature=self.temperature)
-            loss = (loss + self._loss(x, again, sample_weight)) / 2.0
-            loss = loss + self.r_drop * weighted_mean(divergence, sample_weight)
+            again = whole_vectors(x, self._encode(x, training))
+            divergence = r_drop(vectors, again, temperature=self.temperature)
+            loss = (loss + self._loss(whole, again, weight)) / 2.0
+            loss = loss + self.r_drop * weighted_mean(divergence, weight)
         if perturbation is not None:
-            moved = self._encode(x, training, perturbation)
-            loss = loss + self._loss(x, moved, sample_weight)
+            moved = whole_vectors(x, self._encode(x, training, perturbation))
+            loss = loss + self._loss(whole, moved, weight)
         for penalty in self.losses:  # regularisers and add_loss of the towers
             loss = loss + ops.cast(penalty, "float32")
-        return loss
+        # Each replica has the loss of the whole batch, and Keras adds up their gradients.
+        return loss / replica_count()
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing: all weights are made in the constructor.
+
+        Keras would add up the first batch over the devices to learn its shape, which fails where
+        they have unequal parts of it.
+        """
 
     def _adversary(self, x: Any, sample_weight: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The steps `fgm * g / |g|` of all texts, `[N, T, hidden]`, and the embeddings before."""
 
+        whole, weight = whole_batch(x, sample_weight)
+
         def loss(moves: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             vectors = self._encode(x, True, moves)
-            return self._loss(x, vectors, sample_weight), vectors
+            return self._loss(whole, whole_vectors(x, vectors), weight), vectors
 
         towers = {"query": self.query_tower, "item": self.item_tower, "negatives": self.item_tower}
         nowhere = {
