@@ -14,6 +14,7 @@ from training.lexical_weight import PRIOR_WEIGHT, LexicalChoice
 from training.methods import require_suitable
 from training.run_folder import RunFolder
 from training.train import (
+    AlsoFit,
     LexicalIndexer,
     build_retriever,
     item_template,
@@ -29,6 +30,7 @@ def train_label_free(
     output: Path,
     *,
     lexical: LexicalIndexer | None = None,
+    also: AlsoFit | None = None,
     progress: Progress | None = None,
     warm_up_progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -43,6 +45,7 @@ def train_label_free(
         catalog: the items.
         output: the run folder; an interrupted run of the same inputs is taken up.
         lexical: the lexical score; without one its weight is 0.
+        also: makes what else belongs to the run of the trained towers, ahead of its end.
         progress: told (steps done, steps in all) while training.
         warm_up_progress: told (steps done, steps in all) while the towers warm up.
 
@@ -117,5 +120,7 @@ def train_label_free(
     metrics["lexical"] = LexicalChoice(
         weight if lexical is not None else 0.0, "no shots to choose it from"
     ).as_dict()
+    if also is not None:
+        metrics |= also(retriever)
     run.finish(retriever, None, metrics)
     return metrics

@@ -30,6 +30,9 @@ from training.warm_up import warm_up
 LexicalIndexer = Callable[[ItemTemplate, Catalog], LexicalScorer]
 """Makes the lexical score of a catalogue, of which it reads the columns of the item text."""
 
+AlsoFit = Callable[[Retriever], dict[str, Any]]
+"""Fits more to the trained towers, writes it into the run's folder, and says what was measured."""
+
 
 def train(
     config: TrainConfig,
@@ -38,6 +41,7 @@ def train(
     output: Path,
     *,
     lexical: LexicalIndexer | None = None,
+    also: AlsoFit | None = None,
     progress: Progress | None = None,
     lexical_progress: Progress | None = None,
     choice_progress: Progress | None = None,
@@ -51,6 +55,7 @@ def train(
         interactions: judged pairs.
         output: the run folder; an interrupted run of the same inputs is taken up.
         lexical: the lexical score that the weight ``auto`` is chosen for; without one it is 0.
+        also: makes what else belongs to the run of the trained towers, ahead of its end.
         progress: told (steps done, steps in all) while training.
         lexical_progress: told (items done, items in all) while the weight is chosen.
         choice_progress: told (steps done, steps in all) while the method is chosen.
@@ -164,6 +169,8 @@ def train(
             progress=lexical_progress,
         )
     metrics["lexical"] = lexical_choice.as_dict()
+    if also is not None:
+        metrics |= also(adapted or retriever)
     run.finish(adapted or retriever, shots, metrics)
     return metrics
 
