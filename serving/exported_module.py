@@ -12,6 +12,8 @@ from serving.index.item_index import EMPTY_ID, FLOOR_SCORE, ItemIndex
 from serving.index.scann import ScannIndex
 from serving.item_columns import ItemColumns
 from serving.lexical import HybridSearch
+from serving.recommend import RecommendGraph
+from towers.recommender import CatalogRecommender
 from towers.retriever import Retriever
 from towers.text_graph import TextGraph
 
@@ -28,6 +30,7 @@ class ExportedModule(tf.Module):
         index: the built index.
         hybrid: what `search` asks in place of the index alone.
         columns: columns of the items; with them there is `search_filtered`.
+        recommender: over the index's items; with it there are `recommend` and `score`.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class ExportedModule(tf.Module):
         index: ItemIndex,
         hybrid: HybridSearch | None = None,
         columns: ItemColumns | None = None,
+        recommender: CatalogRecommender | None = None,
     ) -> None:
         super().__init__(name="retriever")
         # What is assigned here is saved. The index's tensors, and not the index: a Keras layer
@@ -65,20 +69,40 @@ class ExportedModule(tf.Module):
                 ],
                 autograph=False,
             )
+        self._recommender: RecommendGraph | None = None
+        if recommender is not None:
+            self._recommender = RecommendGraph(
+                recommender, index.scores, index.embeddings_at, self._scores_of_queries
+            )
+            histories = [
+                tf.TensorSpec([None, None], tf.string, "history"),
+                tf.TensorSpec([None], tf.string, "query"),
+            ]
+            self.recommend = tf.function(
+                self._recommend, input_signature=histories, autograph=False
+            )
+            item_ids = tf.TensorSpec([None, None], tf.string, "item_ids")
+            self.score = tf.function(
+                self._score, input_signature=[*histories, item_ids], autograph=False
+            )
         if isinstance(index, ScannIndex):
             self.release = index.release  # for `serving.loading`
 
     @property
     def signatures(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
         """Signature name to function."""
-        filtered = {"search_filtered": self.search_filtered} if self._columns else {}
-        return filtered | {
+        signatures = {
             "serving_default": self.search,
             "search": self.search,
             "encode_query": self.encode_query,
             "encode_item": self.encode_item,
             "similar": self.similar,
         }
+        if self._columns is not None:
+            signatures["search_filtered"] = self.search_filtered
+        if self._recommender is not None:
+            signatures |= {"recommend": self.recommend, "score": self.score}
+        return signatures
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "query")], autograph=False)
     def search(self, query: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -131,6 +155,59 @@ class ExportedModule(tf.Module):
         scores, item_ids = self._answers(scores, rows, self._k)
         return {"item_ids": item_ids, "scores": scores} | values
 
+    def _scores_of_queries(self, query: tf.Tensor) -> tf.Tensor:
+        """What `search` scores: string ``[n]`` to float32 ``[n, items]``."""
+        embedding = self.encode_query(query)["embedding"]
+        if self._hybrid is None:
+            return self._scores_of_all(embedding)
+        return self._hybrid.scores(query, embedding)
+
+    def _recommend(self, history: tf.Tensor, query: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The k best items for each user, the items of the history left out.
+
+        An empty history falls back to the query, and without one to the most popular items.
+
+        Args:
+            history: item ids, oldest first, string ``[N, h]``; empty places may stand anywhere.
+            query: what the user asks for now, string ``[N]``; empty for nothing.
+
+        Returns:
+            ``item_ids`` string and ``scores`` float32, ``[N, k]``; ``unknown`` int32 ``[N]``, how
+            many ids of the history are not in the catalogue: they are passed over.
+        """
+        assert self._recommender is not None
+        rows, unknown = self._known_rows(history)
+        scores, found = self._recommender.best(
+            rows, query, lambda part: self._named(history[part]), self._k
+        )
+        scores, item_ids = self._answers(scores, found, self._k)
+        return {"item_ids": item_ids, "scores": scores, "unknown": unknown}
+
+    def _score(
+        self, history: tf.Tensor, query: tf.Tensor, item_ids: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """How likely items are the next that a user takes.
+
+        Args:
+            history: see `_recommend`.
+            query: see `_recommend`.
+            item_ids: the items asked about, string ``[N, m]``.
+
+        Returns:
+            ``probability`` float32 ``[N, m]``, 0 for an unknown item; ``unknown`` as `_recommend`.
+        """
+        assert self._recommender is not None
+        rows, unknown = self._known_rows(history)
+        seen, asked = self._named(history), self._rows.lookup(item_ids)
+        probability = self._recommender.probabilities(rows, query, seen, asked)
+        return {"probability": probability, "unknown": unknown}
+
+    def _known_rows(self, history: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Rows ``[N, h]`` of item ids, -1 for none, and the number of unknown ids, ``[N]``."""
+        rows = self._rows.lookup(history)
+        unknown = (rows == _UNKNOWN) & (history != EMPTY_ID)
+        return rows, tf.reduce_sum(tf.cast(unknown, tf.int32), axis=1)
+
     def _named(self, item_ids: tf.Tensor) -> tf.Tensor:
         """Which items are named: string ``[n, E]`` to bool ``[n, items]``."""
         rows = self._rows.lookup(item_ids)  # [n, E], -1 for unknown: hits no column
@@ -148,6 +225,14 @@ class ExportedModule(tf.Module):
     def encode_query(self, query: tf.Tensor) -> dict[str, tf.Tensor]:
         """Query embeddings: ``embedding`` float32 ``[N, d]``."""
         return {"embedding": self._text.embed_queries(query)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "query")], autograph=False)
+    def tokenize_query(self, query: tf.Tensor) -> tf.Tensor:
+        """Token ids of queries, int ``[N, T]``; no signature, but what `search` begins with.
+
+        The server times it by itself: see `serving.server.stages`.
+        """
+        return self._text.tokenize_queries(query)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "text")], autograph=False)
     def encode_item(self, text: tf.Tensor) -> dict[str, tf.Tensor]:

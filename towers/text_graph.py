@@ -35,13 +35,20 @@ class TextGraph(tf.Module):
 
     def embed_queries(self, texts: tf.Tensor) -> tf.Tensor:
         """Query vectors: string ``[N]`` to float32 ``[N, d]``."""
-        if self._text.query_prefix:
-            texts = tf.strings.join([self._text.query_prefix, texts])
+        texts = self._prefixed(texts)
         return self._in_blocks(self._query_tower, texts, self._text.query_max_length)
+
+    def tokenize_queries(self, texts: tf.Tensor) -> tf.Tensor:
+        """Token ids of queries, as `embed_queries` has them: string ``[N]`` to int ``[N, T]``."""
+        return self._tokenizer(self._prefixed(texts), self._text.query_max_length)["token_ids"]
 
     def embed_items(self, texts: tf.Tensor) -> tf.Tensor:
         """Vectors of item texts, the template filled in: string ``[N]`` to float32 ``[N, d]``."""
         return self._in_blocks(self._item_tower, texts, self._text.item_max_length)
+
+    def _prefixed(self, texts: tf.Tensor) -> tf.Tensor:
+        prefix = self._text.query_prefix
+        return tf.strings.join([prefix, texts]) if prefix else texts
 
     def _in_blocks(self, tower: _FrozenTower, texts: tf.Tensor, max_length: int) -> tf.Tensor:
         """Encodes some texts after the other: the memory for a request does not grow with it."""

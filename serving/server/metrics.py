@@ -21,6 +21,7 @@ DEFAULT_PATH = "/monitoring/prometheus/metrics"
 CONTENT_TYPE = "text/plain"
 
 _MICROSECONDS = [10 * 1.8**power for power in range(33)]  # TF Serving's buckets, to 20 minutes
+_SECONDS = [1e-4 * 2**power for power in range(16)]  # 0.1 ms to 3.3 s
 _SUFFIX = re.compile(rb"^((?:# (?:HELP|TYPE) )?:tensorflow:[a-z_:]+)_total\b", re.MULTILINE)
 _CREATED = re.compile(rb"^(?:# (?:HELP|TYPE) )?\S+_created\b.*\n", re.MULTILINE)
 
@@ -57,6 +58,13 @@ class Metrics:
             ["model_name"],
             registry=self._registry,
         )
+        self._stages = Histogram(
+            "towers_stage_seconds",
+            "Wall time of the stages of a search, of one search every few seconds.",
+            ["model_name", "stage"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
 
     def watch(self, models: Models) -> None:
         """Adds the age of what the models serve."""
@@ -77,21 +85,34 @@ class Metrics:
             self._latency.labels(model, api, entrypoint).observe(seconds * 1e6)
 
     def observer(self, model: str) -> Observer:
-        """Returns what is to be called with the call, the time and the outputs of each graph."""
-
-        def observe(api: str, seconds: float, outputs: Mapping[str, np.ndarray]) -> None:
-            self._runtime.labels(model, api, "TF2").observe(seconds * 1e6)
-            item_ids = outputs.get("item_ids")
-            if item_ids is not None and item_ids.ndim == 2 and item_ids.shape[1]:
-                empty = sum(not item_id for item_id in item_ids[:, 0])
-                if empty:
-                    self._empty.labels(model).inc(empty)
-
-        return observe
+        """Returns what is to be told of the runs of a model's graphs."""
+        return _ModelMetrics(model, self._runtime, self._empty, self._stages)
 
     def page(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""
         return _SUFFIX.sub(rb"\1", _CREATED.sub(b"", generate_latest(self._registry)))
+
+
+class _ModelMetrics:
+    """The part of the metrics that the graphs of one model fill in."""
+
+    def __init__(self, model: str, runtime: Histogram, empty: Counter, stages: Histogram) -> None:
+        self._model = model
+        self._runtime = runtime
+        self._empty = empty.labels(model)
+        self._stages = stages
+
+    def ran(self, api: str, seconds: float, outputs: Mapping[str, np.ndarray]) -> None:
+        """Counts a run, and the queries for which nothing was found."""
+        self._runtime.labels(self._model, api, "TF2").observe(seconds * 1e6)
+        item_ids = outputs.get("item_ids")
+        if item_ids is not None and item_ids.ndim == 2 and item_ids.shape[1]:
+            self._empty.inc(sum(not item_id for item_id in item_ids[:, 0]))
+
+    def staged(self, seconds: Mapping[str, float]) -> None:
+        """Counts what the stages of a search took."""
+        for stage, taken in seconds.items():
+            self._stages.labels(self._model, stage).observe(taken)
 
 
 class _Ages(Collector):

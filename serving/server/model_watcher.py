@@ -82,7 +82,7 @@ class ModelWatcher:
         config: ModelConfig,
         versions: ModelVersions,
         options: LoadOptions,
-        observe: Observer | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """Makes a watcher.
 
@@ -90,9 +90,9 @@ class ModelWatcher:
           config: The model's folder and version policy.
           versions: What to keep up to date.
           options: How to look, and how to load.
-          observe: What each run of a loaded version is told to.
+          observer: What the runs of a loaded version are told to.
         """
-        self._observe = observe
+        self._observer = observer
         self._config = config
         self._versions = versions
         self._options = options
@@ -178,8 +178,8 @@ class ModelWatcher:
             status = StatusError.wrap(error)
         else:
             self._failures.pop(version, None)
-            if self._observe:
-                servable.observe(self._observe)
+            if self._observer:
+                servable.observe(self._observer)
             self._versions.publish(servable)
             _log.info("model %s: version %d serves (%d warm-up requests)", name, version, replayed)
             return True

@@ -37,7 +37,7 @@ class Models:
 
         Args:
           options: How versions are found and loaded.
-          observer: Gives for a model what each run of its graphs is told to.
+          observer: Gives for a model what the runs of its graphs are told to.
           labels_for_unavailable: Whether a new label may name a version that is not available.
         """
         self._options = options

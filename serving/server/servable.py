@@ -13,6 +13,7 @@ from serving.loading import GRAPH_FILE, load_export
 from serving.manifest import MANIFEST_FILE
 from serving.server.batching import BatchingOptions
 from serving.server.signatures import Observer, Signature
+from serving.server.stages import StagedSearch, can_be_staged
 from serving.server.status import StatusError
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -41,8 +42,13 @@ class Servable:
         self.signature_defs = dict(signature_defs)
         # Restored functions hold their variables, tables and assets only through this object.
         self._loaded = loaded
+        self._searches = {
+            name: StagedSearch(loaded, function)
+            for name, function in loaded.signatures.items()
+            if can_be_staged(loaded, name)
+        }
         self._signatures = {
-            name: Signature(name, signature_defs[name], function)
+            name: Signature(name, signature_defs[name], self._searches.get(name, function))
             for name, function in loaded.signatures.items()
         }
 
@@ -68,10 +74,12 @@ class Servable:
                 signature.batch(batching)
         return servable
 
-    def observe(self, observe: Observer) -> None:
-        """Has each run of a signature told; see `Signature`."""
+    def observe(self, observer: Observer) -> None:
+        """Has each run of a signature told, and what some searches took."""
         for signature in self._signatures.values():
-            signature.observe = observe
+            signature.observer = observer
+        for search in self._searches.values():
+            search.observer = observer
 
     def signature(self, name: str) -> Signature:
         """Returns a signature by its key; the empty name means `serving_default`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -14,8 +15,18 @@ from serving.server.batching import Batcher, BatchingOptions
 from serving.server.status import StatusError, invalid_argument
 from serving.server.tensors import array_from_proto, dtype_name, shape_text
 
-# Takes the API that asked, the seconds that the graph took, and its outputs.
-Observer = Callable[[str, float, Mapping[str, np.ndarray]], None]
+Function = Callable[..., Mapping[str, tf.Tensor]]
+"""Takes a tensor for each input by name, returns a tensor for each output."""
+
+
+class Observer(Protocol):
+    """Is told what the graphs of a model do."""
+
+    def ran(self, api: str, seconds: float, outputs: Mapping[str, np.ndarray]) -> None:
+        """A request for `api` had its `outputs` computed, within so many seconds."""
+
+    def staged(self, seconds: Mapping[str, float]) -> None:
+        """A search took so many seconds in each of its stages."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,8 @@ class Signature:
       name: The key it has in the SavedModel.
       inputs: What each input has to be.
       outputs: The names of the outputs.
-      observe: Called after each run, where it is set: with the API that asked, the seconds the
-        graph took (and waiting for a batch, as in TF Serving), and the outputs.
+      observer: Where it is set, told of each run; waiting for a batch is part of its time, as in
+        TF Serving.
 
     Everything is checked before the graph runs: TensorFlow itself checks neither rank nor
     dimensions of what is fed to a restored function, and some ops abort the process when the
@@ -59,19 +70,19 @@ class Signature:
         self,
         name: str,
         definition: meta_graph_pb2.SignatureDef,
-        function: Callable[..., Mapping[str, tf.Tensor]],
+        function: Function,
     ) -> None:
         """Makes a signature.
 
         Args:
           name: The key it has in the SavedModel.
           definition: Its SignatureDef.
-          function: Takes a tensor for each input by name, returns a tensor for each output.
+          function: What computes it.
         """
         self.name = name
         self.inputs = {name: _input_spec(info) for name, info in sorted(definition.inputs.items())}
         self.outputs = tuple(sorted(definition.outputs))
-        self.observe: Observer | None = None
+        self.observer: Observer | None = None
         self._function = function
         self._compute: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = self._run_graph
         self._is_by_row = _is_by_row(definition)
@@ -90,7 +101,7 @@ class Signature:
         Args:
           inputs: An array for each input; strings are arrays of `bytes` objects.
           output_filter: The outputs wanted; all when empty.
-          api: The call this is for, to be told to `observe`.
+          api: The call this is for, to be told to the observer.
 
         Raises:
           StatusError: INVALID_ARGUMENT where the inputs or the filter do not fit the signature;
@@ -104,8 +115,8 @@ class Signature:
         started = time.perf_counter()
         outputs = self._compute({name: inputs[name] for name in self.inputs})
         arrays = {name: outputs[name] for name in wanted}
-        if self.observe is not None:
-            self.observe(api, time.perf_counter() - started, arrays)
+        if self.observer is not None:
+            self.observer.ran(api, time.perf_counter() - started, arrays)
         return arrays
 
     def batch(self, options: BatchingOptions) -> None:
