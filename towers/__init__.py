@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from towers.item_text import ItemTemplate
     from towers.losses import InBatchSoftmax, in_batch_softmax
     from towers.pooling import Pooling
+    from towers.recommender import Recommender
     from towers.retriever import Retriever, TextSettings
     from towers.text_encoder import TextEncoder
     from towers.tokenizer import Tokenizer
     from towers.two_tower import TwoTower
+    from towers.user_tower import UserTower
 
 __version__ = "0.1.0"
 
@@ -34,11 +36,13 @@ _HOMES = {
     "InputError": "errors",
     "ItemTemplate": "item_text",
     "Pooling": "pooling",
+    "Recommender": "recommender",
     "Retriever": "retriever",
     "TextEncoder": "text_encoder",
     "TextSettings": "retriever",
     "Tokenizer": "tokenizer",
     "TwoTower": "two_tower",
+    "UserTower": "user_tower",
     "in_batch_softmax": "losses",
     "load_backbone": "checkpoint",
     "load_vocabulary": "checkpoint",
@@ -50,11 +54,13 @@ __all__ = [
     "InputError",
     "ItemTemplate",
     "Pooling",
+    "Recommender",
     "Retriever",
     "TextEncoder",
     "TextSettings",
     "Tokenizer",
     "TwoTower",
+    "UserTower",
     "in_batch_softmax",
     "load_backbone",
     "load_vocabulary",

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 WORD_NEIGHBOURS = 50
 _COMMON = 2_000  # items; words of more say little and cost most
-_ROWS_AT_A_TIME = 1_000
+_DENSE_ENTRIES = 4_000_000  # held at a time
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,25 @@ class ItemNeighbours:
     def none(cls, item_count: int) -> ItemNeighbours:
         """No neighbours for anything."""
         return cls(np.zeros((item_count, 0), np.int32), np.zeros((item_count, 0), np.float32))
+
+    @classmethod
+    def of_dense(cls, block: np.ndarray, count: int, first: int = 0) -> ItemNeighbours:
+        """The largest positive entries of each row, the diagonal aside.
+
+        Args:
+            block: `[rows, items]`, some rows of a matrix.
+            count: entries of a row, at most.
+            first: row of the matrix that the block begins with.
+        """
+        block = block.astype(np.float32)
+        block[np.arange(len(block)), np.arange(first, first + len(block))] = 0.0
+        count = min(count, block.shape[1])
+        rows = np.argpartition(-block, count - 1, axis=1)[:, :count].astype(np.int32)
+        weights = np.take_along_axis(block, rows, axis=1)
+        order = np.argsort(-weights, axis=1, kind="stable")
+        rows = np.take_along_axis(rows, order, axis=1)
+        weights = np.maximum(np.take_along_axis(weights, order, axis=1), 0.0)
+        return cls(np.where(weights > 0, rows, -1).astype(np.int32), weights)
 
     @classmethod
     def largest(cls, matrix: sp.csr_matrix, count: int) -> ItemNeighbours:
@@ -94,13 +113,10 @@ def word_neighbours(texts: Sequence[str], count: int = WORD_NEIGHBOURS) -> ItemN
     except ValueError:  # no text holds a word
         return ItemNeighbours.none(len(texts))
     columns = vectors.T.tocsr()
-    parts = []
-    for start in range(0, len(texts), _ROWS_AT_A_TIME):
-        near = (vectors[start : start + _ROWS_AT_A_TIME] @ columns).tocoo()
-        shape = (len(texts), len(texts))
-        block = sp.csr_matrix((near.data, (near.row + start, near.col)), shape=shape)
-        parts.append(ItemNeighbours.largest(block, count).matrix())
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return ItemNeighbours.largest(total, count)
+    step = max(1, _DENSE_ENTRIES // len(texts))
+    parts = [
+        ItemNeighbours.of_dense((vectors[start : start + step] @ columns).toarray(), count, start)
+        for start in range(0, len(texts), step)
+    ]
+    rows, weights = zip(*((part.rows, part.weights) for part in parts), strict=True)
+    return ItemNeighbours(np.concatenate(rows), np.concatenate(weights))

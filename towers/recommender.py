@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,7 +21,6 @@ _TOWER_FILE = "user_tower.keras"
 _ARRAYS_FILE = "items.npz"
 _SETTINGS_FILE = "recommender.json"
 _USERS_AT_A_TIME = 256
-_MASKED = -np.inf
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,16 @@ class Recommender:
             neighbours,
             self.weights.popularity * popularity_prior(taken),
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What it is made of, ready for `json.dumps`."""
+        return {
+            "weights": asdict(self.weights),
+            "decay": self.decay,
+            "max_history": self.max_history,
+            "items_in_histories": len(self.item_ids),
+            "co_occurrences": int(np.count_nonzero(self.co_occurrence.weights)),
+        }
 
     def save(self, folder: str | Path) -> None:
         """Writes the recommender into a folder."""
@@ -248,16 +258,55 @@ class CatalogRecommender:
 
         Returns:
             Item ids with their scores, best first; of equal scores the earlier row comes first.
+            A user who has seen the whole catalogue is offered it again.
         """
         rows = [self.rows(history) for history in histories]
         scores = self(rows, query_scores)
         answers = []
-        for seen, row_scores in zip(rows, scores, strict=True):
-            row_scores[seen] = _MASKED
+        for left_out, row_scores in zip(self._left_out(rows), scores, strict=True):
+            row_scores[left_out] = -np.inf
             best = np.argsort(-row_scores, kind="stable")[:k]
             best = best[np.isfinite(row_scores[best])]
             answers.append([(self.item_ids[row], float(row_scores[row])) for row in best])
         return answers
+
+    def probabilities(
+        self,
+        histories: Sequence[Sequence[str]],
+        item_ids: Sequence[Sequence[str]],
+        *,
+        query_scores: np.ndarray | None = None,
+    ) -> list[np.ndarray]:
+        """How likely items are the next that a user takes.
+
+        The softmax of the scores over all items that were not seen: what the weights of the parts
+        were fitted to. An item that was seen is set against those that were not.
+
+        Args:
+            histories: item ids of each user, oldest first.
+            item_ids: ids of the items asked about, for each user.
+            query_scores: see `__call__`; how a query counts is set and not fitted.
+
+        Returns:
+            For each user float32 `[items asked about]`; 0 for an unknown item.
+        """
+        rows = [self.rows(history) for history in histories]
+        scores = self(rows, query_scores)
+        answers = []
+        for left_out, of_all, asked in zip(self._left_out(rows), scores, item_ids, strict=True):
+            offered = np.delete(of_all, left_out)
+            total = offered.max() + np.log(np.exp(offered - offered.max()).sum())
+            at = np.array([self._row_of.get(item_id, -1) for item_id in asked], np.int64)
+            odds = np.exp(of_all[at] - total)
+            chance = np.where(np.isin(at, left_out), odds / (1 + odds), np.minimum(odds, 1.0))
+            answers.append(np.where(at >= 0, chance, 0.0).astype(np.float32))
+        return answers
+
+    def _left_out(self, histories: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Rows that are not offered again: all that was seen, nothing if that is everything."""
+        seen = [np.unique(rows) for rows in histories]
+        nothing = np.zeros(0, np.int64)
+        return [rows if len(rows) < len(self.item_ids) else nothing for rows in seen]
 
 
 def popularity_prior(counts: np.ndarray) -> np.ndarray:
@@ -282,8 +331,11 @@ def user_vectors(
 
 
 def padded_rows(histories: Sequence[np.ndarray]) -> np.ndarray:
-    """Histories as a matrix, int64 `[users, h]`, -1 after the end of each; h is at least 1."""
-    width = max([1, *map(len, histories)])
+    """Histories as a matrix, int64 `[users, h]`, -1 after the end of each.
+
+    h is at least 2: Keras warns of a softmax over one place.
+    """
+    width = max([2, *map(len, histories)])
     rows = np.full((len(histories), width), -1, np.int64)
     for user, history in enumerate(histories):
         rows[user, : len(history)] = history

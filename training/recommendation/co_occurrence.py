@@ -59,8 +59,7 @@ def fit_co_occurrence(
     )
     precision = _precision(users_items, strength)
     weights = -precision / np.diag(precision)  # [from, to]
-    np.fill_diagonal(weights, 0.0)
-    found = ItemNeighbours.largest(_top(weights, neighbours), neighbours)
+    found = ItemNeighbours.of_dense(weights, neighbours)
     return found if len(items) == item_count else found.moved(items, item_count)
 
 
@@ -78,11 +77,3 @@ def _precision(x: sp.csr_matrix, strength: float) -> np.ndarray:
     precision = -(x.T @ inner) / strength
     precision[np.diag_indices(items)] += 1.0 / strength
     return precision
-
-
-def _top(weights: np.ndarray, count: int) -> sp.csr_matrix:
-    """The matrix with the `count` largest entries of each row alone."""
-    if count < weights.shape[1]:
-        least = -np.partition(-weights, count, axis=1)[:, count : count + 1]
-        weights = np.where(weights > np.maximum(least, 0.0), weights, 0.0)
-    return sp.csr_matrix(weights)

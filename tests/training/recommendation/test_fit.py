@@ -1,0 +1,238 @@
+"""Co-occurrence, blend and the whole fit, against formulas and hand-made worlds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from towers import Recommender
+from towers.errors import InputError
+from towers.item_neighbours import ItemNeighbours, word_neighbours
+from towers.recommender import newest, popularity_prior, recency_matrix
+from training.recommendation.blend import fit_blend
+from training.recommendation.co_occurrence import fit_co_occurrence
+from training.recommendation.fit import RecommenderSettings, fit_recommender
+from training.recommendation.ranks import next_ranks
+from training.recommendation.user_training import UserTraining
+
+QUICK = UserTraining(epochs=2, negatives=16, batch_size=32)
+
+
+def world(users: int = 120, seed: int = 0):
+    """Items in chains 0-1-2-3, 4-5-6-7, ...: who takes one takes the next. Texts are all alike."""
+    draw = np.random.default_rng(seed)
+    starts = 4 * draw.integers(0, 10, users) + draw.integers(0, 2, users)
+    histories = [start + np.arange(3) for start in starts]
+    vectors = draw.normal(size=(42, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return histories, [f"i{row}" for row in range(42)], ["thing"] * 42, vectors
+
+
+@pytest.mark.parametrize("users", [6, 60])  # fewer and more than items: both ways to invert
+def test_co_occurrence_is_the_constrained_least_squares(users):
+    draw = np.random.default_rng(users)
+    histories = [draw.permutation(12)[: draw.integers(2, 6)] for _ in range(users)]
+    x = np.zeros((users, 12))
+    for user, rows in enumerate(histories):
+        x[user, rows] = 1
+    expected = np.zeros((12, 12))
+    for j in range(12):  # each column by itself: ridge on all other items
+        others = np.delete(np.arange(12), j)
+        gram = x[:, others].T @ x[:, others] + 2.0 * np.eye(11)
+        expected[others, j] = np.linalg.solve(gram, x[:, others].T @ x[:, j])
+    found = fit_co_occurrence(histories, 12, strength=2.0).matrix().toarray()
+    np.testing.assert_allclose(found, np.maximum(expected, 0), atol=1e-6)
+
+
+def test_co_occurrence_keeps_the_largest_and_leaves_out_the_rare():
+    histories = [np.array([0, 1])] * 5 + [np.array([0, 2])] * 3 + [np.array([3, 4])]
+    found = fit_co_occurrence(histories, 6, strength=1.0, neighbours=1, max_items=3)
+    assert found.rows[0].tolist() == [1]
+    assert (found.rows[3:] == -1).all()
+    assert fit_co_occurrence([np.array([1])], 3).rows.shape == (3, 0)
+
+
+def test_largest_entries_of_a_matrix():
+    matrix = np.array([[9.0, 1, 3, -1], [0, 9, 0, 0], [2, 1, 9, 4], [0, 0, 5, 9]])
+    for found in (
+        ItemNeighbours.largest(sp.csr_matrix(matrix), 2),
+        ItemNeighbours.of_dense(matrix, 2),
+    ):
+        expected = [[0, 1, 3, 0], [0, 0, 0, 0], [2, 0, 0, 4], [0, 0, 5, 0]]
+        np.testing.assert_array_equal(found.matrix().toarray(), expected)
+
+
+def test_neighbours_move_to_another_catalogue():
+    near = ItemNeighbours(
+        np.array([[1, 2], [0, -1], [0, -1]]), np.array([[2.0, 1], [3, 0], [4, 0]])
+    )
+    moved = near.moved(np.array([3, -1, 0]), 5).matrix().toarray()
+    expected = np.zeros((5, 5))
+    expected[3, 0], expected[0, 3] = 1.0, 4.0
+    np.testing.assert_array_equal(moved, expected)
+
+
+def test_words_find_the_same_series():
+    texts = ["HP 74 ink black", "HP 75 ink colour", "garden rake", "HP 74 ink colour pack"]
+    near = word_neighbours(texts, count=2)
+    assert near.rows[0][0] == 3
+    assert 2 not in near.rows[0]
+    assert word_neighbours(["", "."]).rows.shape == (2, 0)
+
+
+def test_recency_weights_by_hand():
+    found = recency_matrix([np.array([2, 0, 2]), np.array([], int)], 0.5, 3).toarray()
+    np.testing.assert_allclose(found, [[2 / 7, 0, 5 / 7], [0, 0, 0]], rtol=1e-6)
+    assert newest(np.array([-1, 4, 5, -1, 6]), 2).tolist() == [5, 6]
+
+
+def test_prior_of_an_uncounted_item_is_the_mean():
+    found = popularity_prior(np.array([0, 1, 3]))
+    np.testing.assert_allclose(found, [np.log(8) / 2, np.log(2), np.log(4)], rtol=1e-6)
+    assert (popularity_prior(np.zeros(3, int)) == 0).all()
+
+
+def test_ranks_leave_out_the_seen_and_halve_ties():
+    scores = np.array([[5.0, 4, 3, 3], [1, 2, 3, 4]])
+    ranks = next_ranks(scores, [np.array([0]), np.array([3])], np.array([2, 3]))
+    assert ranks[0] == 1.5  # after item 1, beside item 3
+    assert np.isnan(ranks[1])
+
+
+def test_blend_finds_the_weights_that_made_the_choices():
+    draw = np.random.default_rng(0)
+    parts = [draw.normal(size=(4000, 20)).astype(np.float32) * s for s in (1.0, 0.1, 3.0)]
+    logits = 2.0 * parts[0] + 10.0 * parts[1]  # the third part says nothing
+    seen = draw.random((4000, 20)) < 0.1
+    noise = draw.gumbel(size=logits.shape)
+    target = np.where(seen, -np.inf, logits + noise).argmax(axis=1)
+    weights, likelihood = fit_blend(parts, target, seen)
+    np.testing.assert_allclose(weights, [2.0, 10.0, 0.0], rtol=0.08, atol=0.03)
+    assert -3 < likelihood < -1
+
+
+def test_blend_without_a_user_that_counts():
+    weights, _ = fit_blend([np.ones((2, 3), np.float32)], np.array([0, 1]), np.ones((2, 3), bool))
+    assert weights.tolist() == [0.0]
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    histories, ids, texts, vectors = world()
+    return fit_recommender(
+        histories, ids, texts, vectors, RecommenderSettings(user_tower=QUICK), seed=1
+    )
+
+
+def test_what_goes_together_is_found_and_weighs_most(fitted):
+    _, ids, texts, vectors = world()
+    shop = fitted.recommender.over(ids, texts, vectors)
+    answers = shop.recommend([["i8", "i9"], ["i21"]], k=2)
+    assert answers[0][0][0] in ("i10", "i11")
+    assert {item_id for item_id, _ in answers[1]} <= {"i20", "i22", "i23"}
+    weights = fitted.recommender.weights
+    assert weights.co_occurrence > weights.text
+    assert fitted.log_likelihood > fitted.uniform
+
+
+def test_scores_are_the_formula(fitted):
+    _, ids, texts, vectors = world()
+    learned = fitted.recommender
+    shop = learned.over(ids, texts, vectors)
+    history = np.array([4, 5, 30])
+    recency = learned.decay ** np.array([2.0, 1, 0])
+    recency /= recency.sum()
+    tower = {"history": vectors[history][None], "known": np.ones((1, 3), bool)}
+    user = np.array(learned.user_tower(tower))[0]
+    place = {item_id: row for row, item_id in enumerate(learned.item_ids)}
+    near = learned.co_occurrence.matrix().toarray()
+    counts = np.array([learned.counts[place[i]] if i in place else 0 for i in ids])
+    logs = np.log1p(counts)
+    prior = np.where(counts > 0, logs, logs[counts > 0].mean())
+    w = learned.weights
+    expected = []
+    for row, item_id in enumerate(ids):
+        together = sum(
+            r * near[place[ids[past]], place[item_id]]
+            for r, past in zip(recency, history, strict=True)
+            if ids[past] in place and item_id in place
+        )
+        words = recency @ (history != row)  # all texts are equal: their cosine is 1
+        expected.append(
+            w.text * user @ vectors[row]
+            + w.co_occurrence * together
+            + w.words * words
+            + w.popularity * prior[row]
+        )
+    np.testing.assert_allclose(shop([history])[0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_probabilities_sum_to_one_over_what_is_offered(fitted):
+    _, ids, texts, vectors = world()
+    shop = fitted.recommender.over(ids, texts, vectors)
+    asked = [*ids, "unknown"]
+    chances = shop.probabilities([["i4", "i5"]], [asked])[0]
+    offered = [row for row, item_id in enumerate(ids) if item_id not in ("i4", "i5")]
+    assert chances[offered].sum() == pytest.approx(1, abs=1e-5)
+    assert chances[-1] == 0
+    assert (chances >= 0).all()
+    assert (chances <= 1).all()
+
+
+def test_a_new_item_is_recommended_by_its_text(fitted):
+    _, ids, texts, vectors = world()
+    shop = fitted.recommender.over(
+        [*ids, "new"], [*texts, "thing"], np.vstack([vectors, vectors[9]])
+    )
+    text_only = Recommender(
+        **{**vars(fitted.recommender), "weights": type(fitted.recommender.weights)(5.0)}
+    )
+    alone = text_only.over([*ids, "new"], [*texts, "thing"], np.vstack([vectors, vectors[9]]))
+    assert alone.recommend([["i9"]], k=1)[0][0][0] == "new"
+    assert "new" in {item_id for item_id, _ in shop.recommend([["i9"]], k=43)[0]}
+
+
+def test_the_seen_is_left_out_unless_it_is_everything(fitted):
+    shop = fitted.recommender.over(["i0", "i1"], ["a", "b"], np.eye(2, 8, dtype=np.float32))
+    assert [item_id for item_id, _ in shop.recommend([["i0", "zz"]], k=5)[0]] == ["i1"]
+    assert len(shop.recommend([["i0", "i1"]], k=5)[0]) == 2
+    assert len(shop.recommend([[]], k=5)[0]) == 2
+
+
+def test_saved_and_loaded_it_is_the_same(fitted, tmp_path):
+    _, ids, texts, vectors = world()
+    fitted.recommender.save(tmp_path / "people")
+    again = Recommender.load(tmp_path / "people")
+    histories = [np.array([1, 2]), np.array([], int), np.array([40, -1, 3])]
+    np.testing.assert_array_equal(
+        again.over(ids, texts, vectors)(histories),
+        fitted.recommender.over(ids, texts, vectors)(histories),
+    )
+
+
+def test_order_off_ignores_order():
+    histories, ids, texts, vectors = world(60)
+    learned = fit_recommender(
+        histories, ids, texts, vectors, RecommenderSettings(order=False), seed=1
+    ).recommender
+    shop = learned.over(ids, texts, vectors)
+    one, other = shop([np.array([1, 9, 30]), np.array([30, 1, 9])])
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_few_users_get_the_weights_of_no_data():
+    histories, ids, texts, vectors = world(3)
+    fit = fit_recommender(histories, ids, texts, vectors)
+    assert fit.recommender.weights.text > 0
+    assert np.isfinite(fit.recommender.over(ids, texts, vectors)([np.array([1])])).all()
+
+
+def test_wrong_input_is_named(fitted, tmp_path):
+    histories, ids, texts, vectors = world(20)
+    with pytest.raises(InputError, match="'magic' is no part"):
+        fit_recommender(histories, ids, texts, vectors, RecommenderSettings(parts=("magic",)))
+    with pytest.raises(InputError, match="42 items need embeddings"):
+        fitted.recommender.over(ids, texts, vectors[:, :4])
+    with pytest.raises(InputError, match="holds no recommender"):
+        Recommender.load(tmp_path)
