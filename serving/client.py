@@ -32,6 +32,18 @@ class Hit(NamedTuple):
     score: float
 
 
+class Recommended(NamedTuple):
+    """What may come next for one user.
+
+    Attributes:
+      hits: The items, best first.
+      unknown: How many items of the history the model does not know.
+    """
+
+    hits: list[Hit]
+    unknown: int
+
+
 class VersionStatus(NamedTuple):
     """What the server says about one version of the model.
 
@@ -120,13 +132,62 @@ class RetrievalClient:
         """Finds the items that are like each given item; see `search`."""
         return self._hits("similar", "item_id", item_ids, k)
 
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        queries: Sequence[str] | None = None,
+        k: int | None = None,
+    ) -> list[Recommended]:
+        """Finds what may come next for each user.
+
+        Args:
+          histories: The ids of the items that each user took, oldest first. Unknown ones are passed
+            over; an empty history falls back to the query, and then to what is popular.
+          queries: What each user asks for now, empty for nothing; nothing at all when None.
+          k: See `search`.
+
+        Returns:
+          The hits of each user, best first, none of them in the history.
+
+        Raises:
+          ServingError: The server cannot be reached or refuses, or the model was exported without
+            what it takes to recommend.
+        """
+        if k is not None and k < 1:
+            raise InputError(f"k is {k}; it has to be at least 1.")
+        outputs = self._transport.predict("recommend", _users(histories, queries))
+        return [
+            Recommended(hits, int(unknown))
+            for hits, unknown in zip(_top(outputs, k), outputs["unknown"].tolist(), strict=True)
+        ]
+
+    def score(
+        self,
+        histories: Sequence[Sequence[str]],
+        item_ids: Sequence[Sequence[str]],
+        queries: Sequence[str] | None = None,
+    ) -> list[list[float]]:
+        """Returns how likely each item is the next that the user takes.
+
+        Args:
+          histories: See `recommend`.
+          item_ids: The items asked about, for each user.
+          queries: See `recommend`.
+
+        Raises:
+          ServingError: See `recommend`.
+        """
+        inputs = _users(histories, queries) | {"item_ids": _padded(item_ids)}
+        rows = self._transport.predict("score", inputs)["probability"].tolist()
+        return [row[: len(asked)] for row, asked in zip(rows, item_ids, strict=True)]
+
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the query tower's embeddings, float32 `[len(texts), dim]`.
 
         Raises:
           ServingError: The server cannot be reached or refuses.
         """
-        outputs = self._transport.predict("encode_query", "query", _list(texts))
+        outputs = self._transport.predict("encode_query", {"query": _list(texts)})
         (embedding,) = outputs.values()
         rows = embedding.astype(np.float32, copy=False)
         # JSON has no shape: an empty list does not tell how wide its rows would have been.
@@ -162,14 +223,34 @@ class RetrievalClient:
     ) -> list[list[Hit]]:
         if k is not None and k < 1:
             raise InputError(f"k is {k}; it has to be at least 1.")
-        outputs = self._transport.predict(signature, name, _list(values))
-        return [
-            # Rows have a fixed width; where there were too few candidates, the ids are empty.
-            [Hit(item_id, score) for item_id, score in zip(ids, scores, strict=True) if item_id][:k]
-            for ids, scores in zip(
-                outputs["item_ids"].tolist(), outputs["scores"].tolist(), strict=True
-            )
-        ]
+        return _top(self._transport.predict(signature, {name: _list(values)}), k)
+
+
+def _top(outputs: dict[str, np.ndarray], k: int | None) -> list[list[Hit]]:
+    return [
+        # Rows have a fixed width; where there were too few candidates, the ids are empty.
+        [Hit(item_id, score) for item_id, score in zip(ids, scores, strict=True) if item_id][:k]
+        for ids, scores in zip(
+            outputs["item_ids"].tolist(), outputs["scores"].tolist(), strict=True
+        )
+    ]
+
+
+def _users(
+    histories: Sequence[Sequence[str]], queries: Sequence[str] | None
+) -> dict[str, list[str] | list[list[str]]]:
+    """The inputs that say who asks, and what."""
+    asked = [""] * len(histories) if queries is None else _list(queries)
+    if len(asked) != len(histories):
+        raise InputError(f"{len(histories)} histories need as many queries, not {len(asked)}.")
+    return {"history": _padded(histories), "query": asked}
+
+
+def _padded(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Lists of one width, at least 1, the shorter ones filled up with empty strings."""
+    lists = [_list(row) for row in rows]
+    width = max([1, *map(len, lists)])
+    return [row + [""] * (width - len(row)) for row in lists]
 
 
 def _list(values: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -20,6 +20,7 @@ from serving.client_messages import (
 
 # tensorflow.DataType and ModelVersionStatus.State
 _DT_FLOAT = 1
+_DT_INT32 = 3
 _DT_STRING = 7
 _STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
 _UNLIMITED = (
@@ -61,15 +62,21 @@ class GrpcTransport:
             response_deserializer=GetModelStatusResponse.FromString,
         )
 
-    def predict(self, signature: str, name: str, strings: Sequence[str]) -> dict[str, np.ndarray]:
-        """Runs a signature on one input of strings; returns its outputs."""
+    def predict(
+        self, signature: str, inputs: Mapping[str, Sequence[str] | Sequence[Sequence[str]]]
+    ) -> dict[str, np.ndarray]:
+        """Runs a signature on inputs of strings, vectors or rows of one width."""
         request = PredictRequest()
         request.model_spec.name = self._model
         request.model_spec.signature_name = signature
-        named = request.inputs.add(key=name)
-        named.value.dtype = _DT_STRING
-        named.value.tensor_shape.dim.add(size=len(strings))
-        named.value.string_val.extend(string.encode() for string in strings)
+        for name, values in inputs.items():
+            named = request.inputs.add(key=name)
+            named.value.dtype = _DT_STRING
+            named.value.tensor_shape.dim.add(size=len(values))
+            if values and not isinstance(values[0], str):
+                named.value.tensor_shape.dim.add(size=len(values[0]))
+                values = [string for row in values for string in row]
+            named.value.string_val.extend(str(string).encode() for string in values)
         response = self._call(self._predict, request)
         return {output.key: _array(output.value) for output in response.outputs}
 
@@ -99,8 +106,10 @@ def _array(tensor: TensorProto) -> np.ndarray:
     if tensor.dtype == _DT_STRING:
         strings = np.array([value.decode() for value in tensor.string_val], object)
         return strings.reshape(shape)
-    if tensor.dtype != _DT_FLOAT:
+    if tensor.dtype not in (_DT_FLOAT, _DT_INT32):
         raise ServingError("UNIMPLEMENTED", f"an output has DataType {tensor.dtype}")
+    dtype = np.float32 if tensor.dtype == _DT_FLOAT else np.int32
     if tensor.tensor_content:  # a TF Serving may be set to send tensors this way
-        return np.frombuffer(tensor.tensor_content, np.float32).reshape(shape)
-    return np.array(tensor.float_val, np.float32).reshape(shape)
+        return np.frombuffer(tensor.tensor_content, dtype).reshape(shape)
+    values = tensor.float_val if tensor.dtype == _DT_FLOAT else tensor.int_val
+    return np.array(values, dtype).reshape(shape)

@@ -32,6 +32,7 @@ _MESSAGES: dict[str, list[tuple[str, int, int | str, bool]]] = {
         ("tensor_shape", 2, "TensorShapeProto", False),
         ("tensor_content", 4, _Field.TYPE_BYTES, False),
         ("float_val", 5, _Field.TYPE_FLOAT, True),
+        ("int_val", 7, _Field.TYPE_INT32, True),
         ("string_val", 8, _Field.TYPE_BYTES, True),
     ],
     "NamedTensor": [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -43,10 +43,12 @@ class RestTransport:
             maxsize=_MAX_IDLE_CONNECTIONS, timeout=urllib3.Timeout(total=timeout), retries=False
         )
 
-    def predict(self, signature: str, name: str, strings: Sequence[str]) -> dict[str, np.ndarray]:
-        """Runs a signature on one input of strings; returns its outputs."""
+    def predict(
+        self, signature: str, inputs: Mapping[str, Sequence[str] | Sequence[Sequence[str]]]
+    ) -> dict[str, np.ndarray]:
+        """Runs a signature on inputs of strings, vectors or rows of one width."""
         # Columns, because a request in rows cannot be empty.
-        body = {"signature_name": signature, "inputs": {name: list(strings)}}
+        body = {"signature_name": signature, "inputs": {n: list(x) for n, x in inputs.items()}}
         outputs = self._call("POST", ":predict", body)["outputs"]
         named = outputs if isinstance(outputs, dict) else {"": outputs}
         return {name: np.array(value, object) for name, value in named.items()}

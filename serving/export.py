@@ -23,6 +23,7 @@ from serving.stored_items import Column, StoredItems
 from serving.versions import check_model_folder, new_version
 from serving.warmup import write_warmup
 from towers.errors import InputError
+from towers.recommender import CatalogRecommender, Recommender
 from towers.retriever import Retriever
 
 DEFAULT_K = 10
@@ -65,6 +66,7 @@ def export_retriever(
     lexical_weight: float = 0.0,
     lexical_fields: Mapping[str, Sequence[str]] | None = None,
     columns: Mapping[str, Column] | None = None,
+    recommender: Recommender | None = None,
     stock_server: bool = False,
     run_id: str = "",
     follows: int | None = None,
@@ -93,6 +95,8 @@ def export_retriever(
             as one field if None.
         columns: column name to a text or number, or None, for each item: with any, the export has
             the signature `search_filtered`; see `serving.item_columns`.
+        recommender: what was learned from histories: with it the export has the signatures
+            `recommend` and `score`.
         stock_server: publish only what an unmodified TensorFlow Serving can load: the ops of the
             written graph are held against those that it has.
         run_id: the training run, for the manifest.
@@ -123,6 +127,8 @@ def export_retriever(
             )
         index = "exact"
     _check_items(retriever, item_ids, item_texts, item_embeddings)
+    if recommender is not None:
+        _check_fits(recommender, retriever)
     retriever = retriever.as_float32()
 
     item_columns = ItemColumns(columns, len(item_ids)) if columns else None
@@ -150,7 +156,8 @@ def export_retriever(
     report("build index", 1, 1)
 
     report("write version", 0, 1)
-    module = ExportedModule(retriever, chosen.index, hybrid, item_columns)
+    users = recommender and recommender.over(item_ids, item_texts, item_embeddings)
+    module = ExportedModule(retriever, chosen.index, hybrid, item_columns, users)
     manifest = Manifest(
         encoder_fingerprint=retriever.fingerprint(),
         item_template=retriever.text.item_template,
@@ -169,6 +176,7 @@ def export_retriever(
         lexical_weight=lexical_weight,
         lexical_parameters=lexical.parameters if lexical else {},
         columns=item_columns.kinds if item_columns else {},
+        recommender=recommender.facts() if recommender else {},
         signatures=list(module.signatures),
         server="",  # known once the graph is written
         run_id=run_id,
@@ -179,6 +187,7 @@ def export_retriever(
         item_embeddings,
         {name: list(texts) for name, texts in (lexical_fields or {}).items()},
         {name: list(values) for name, values in (columns or {}).items()},
+        recommender,
     )
     with new_version(output, follows=follows) as draft:
         tf.saved_model.save(module, str(draft.path), signatures=module.signatures)
@@ -189,7 +198,7 @@ def export_retriever(
                 "export: choose the exact or partitioned index"
             )
         manifest = replace(manifest, server=server_for(foreign), foreign_ops=sorted(foreign))
-        _write_warmup(draft.path, output.name, item_ids, item_texts, item_columns)
+        _write_warmup(draft.path, output.name, item_ids, item_texts, item_columns, users)
         items.write(draft.path, retriever)
         manifest.write(draft.path)
     if isinstance(chosen.index, ScannIndex):
@@ -213,6 +222,15 @@ def _check_items(
     expected = (len(item_ids), retriever.embedding_dim)
     if item_embeddings is not None and item_embeddings.shape != expected:
         raise InputError(f"item embeddings must be {expected}, not {item_embeddings.shape}")
+
+
+def _check_fits(recommender: Recommender, retriever: Retriever) -> None:
+    fingerprint = recommender.encoder_fingerprint
+    if fingerprint and fingerprint != retriever.fingerprint():
+        raise InputError(
+            "the recommender was trained on the embeddings of other towers: train it again with "
+            "these, `towers train --histories`"
+        )
 
 
 def recall_queries(
@@ -241,6 +259,7 @@ def _write_warmup(
     item_ids: Sequence[str],
     item_texts: Sequence[str],
     columns: ItemColumns | None,
+    users: CatalogRecommender | None,
 ) -> None:
     texts = item_texts[:_WARMUP_TEXTS]
     openings = [_opening(text) for text in texts]
@@ -255,4 +274,10 @@ def _write_warmup(
         kinds = {"exclude": tf.string} | {n: spec.dtype for n, spec in columns.inputs.items()}
         nothing = {name: tf.zeros([len(openings), 0], dtype) for name, dtype in kinds.items()}
         inputs["search_filtered"] = {"query": openings} | nothing
+    if users is not None:
+        histories = [[item_id] for item_id in item_ids[:_WARMUP_TEXTS]]
+        # Every second one asks as well, so that both ways are warm.
+        queries = [text if place % 2 else "" for place, text in enumerate(openings)]
+        inputs["recommend"] = {"history": histories, "query": queries}
+        inputs["score"] = inputs["recommend"] | {"item_ids": histories}
     write_warmup(folder, model_name, inputs)

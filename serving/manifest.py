@@ -44,6 +44,7 @@ class Manifest:
         lexical_weight: weight of the lexical score in `search`; 0 for none.
         lexical_parameters: what the lexical index was built with.
         columns: column of `search_filtered` to its kind, ``text`` or ``number``.
+        recommender: what `recommend` and `score` were made of; empty without them.
         signatures: names of the signatures.
         server: which server can load the version.
         foreign_ops: ops in the graph that a stock TensorFlow Serving does not have.
@@ -71,6 +72,7 @@ class Manifest:
     index_milliseconds: float | None = None
     exact_milliseconds: float | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    recommender: dict[str, Any] = field(default_factory=dict)
     lexical_weight: float = 0.0
     lexical_parameters: dict[str, Any] = field(default_factory=dict)
     run_id: str = ""

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from towers.errors import InputError
+from towers.recommender import Recommender
 from towers.retriever import Retriever
 
 Column = Sequence[str | float | None]
@@ -23,6 +24,7 @@ STORE = Path("assets.extra", "towers")
 _TABLE = "items.parquet"
 _EMBEDDINGS = "item_embeddings.npy"
 _RETRIEVER = "retriever"
+_RECOMMENDER = "recommender"
 _ID, _TEXT = "item_id", "item_text"
 _FIELD, _COLUMN = "field ", "column "
 
@@ -37,6 +39,7 @@ class StoredItems:
         fields: lexical field name to its text for each item.
         columns: name of a column for filters and results to its values.
         embeddings: float32 ``[N, d]``, of the texts.
+        recommender: what was learned from histories; None without.
     """
 
     ids: list[str]
@@ -44,6 +47,7 @@ class StoredItems:
     embeddings: np.ndarray
     fields: dict[str, list[str]] = field(default_factory=dict)
     columns: dict[str, list[str | float | None]] = field(default_factory=dict)
+    recommender: Recommender | None = None
 
     def write(self, version: Path, retriever: Retriever) -> None:
         """Writes the items, and the towers that encode further ones, into a version's folder."""
@@ -58,6 +62,8 @@ class StoredItems:
         pq.write_table(pa.table(table), folder / _TABLE, compression="zstd")
         np.save(folder / _EMBEDDINGS, np.ascontiguousarray(self.embeddings, np.float32))
         retriever.save(folder / _RETRIEVER)
+        if self.recommender is not None:
+            self.recommender.save(folder / _RECOMMENDER)
 
     @classmethod
     def read(cls, version: Path) -> StoredItems:
@@ -76,7 +82,11 @@ class StoredItems:
                 raise ValueError(f"{len(ids)} items and embeddings {embeddings.shape}")
         except (OSError, EOFError, ValueError, KeyError, pa.ArrowException) as error:
             raise InputError(f"the items kept in {folder} are damaged: {error}") from error
-        return cls(ids, texts[_TEXT], embeddings, _named(texts, _FIELD), _named(texts, _COLUMN))
+        recommender = None
+        if (folder / _RECOMMENDER).is_dir():
+            recommender = Recommender.load(folder / _RECOMMENDER)
+        fields, columns = _named(texts, _FIELD), _named(texts, _COLUMN)
+        return cls(ids, texts[_TEXT], embeddings, fields, columns, recommender)
 
 
 def stored_retriever(version: Path) -> Retriever:

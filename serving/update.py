@@ -123,6 +123,7 @@ def update_items(
         lexical_weight=manifest.lexical_weight,
         lexical_fields=changed.fields or None,
         columns=changed.columns,
+        recommender=changed.recommender,
         run_id=manifest.run_id,
         follows=version,
         progress=progress,
@@ -175,6 +176,7 @@ def _apply(
         embeddings,
         all_taken("fields"),
         all_taken("columns"),
+        items.recommender,
     )
     return changed, np.flatnonzero(~same[source])
 

@@ -28,6 +28,7 @@ _VERBS = {
     "rollback": "Put an earlier version back into service.",
     "serve": "Serve an export over gRPC and REST.",
     "query": "Ask a running server.",
+    "recommend": "Ask a running server what goes on from a history.",
     "report": "Compare methods over numbers of shots, as a page.",
     "calibrate": "Turn scores into click probabilities.",
     "classify": "Sort texts into classes learned from a few examples.",

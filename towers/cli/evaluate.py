@@ -9,6 +9,12 @@ from typing import Any
 
 import click
 
+from towers.cli.histories import (
+    evaluate_histories,
+    evaluation_report,
+    histories_option,
+    read_histories,
+)
 from towers.cli.item_vectors import item_vectors, precision_option
 from towers.cli.lexical import (
     Lexical,
@@ -36,7 +42,8 @@ def _gains(context: click.Context, option: click.Parameter, value: str | None) -
 @click.command("evaluate", short_help="Measure retrieval quality over the whole catalogue.")
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="Run folder.")
 @click.option("--catalog", required=True, type=click.Path(), help="Catalogue file.")
-@click.option("--interactions", required=True, type=click.Path(), help="Judged queries.")
+@click.option("--interactions", type=click.Path(), help="Judged queries.")
+@histories_option("Users whose last items are to be recommended, in place of judged queries.")
 @click.option("--measures", help="Comma-separated, as in nDCG@10,R(rel=2)@100,RR@10.")
 @click.option("--gains", callback=_gains, help="nDCG gain of grades 0,1,...; the grades if absent.")
 @click.option(
@@ -63,7 +70,8 @@ def _gains(context: click.Context, option: click.Parameter, value: str | None) -
 def command(
     model: Path,
     catalog: str,
-    interactions: str,
+    interactions: str | None,
+    histories: str | None,
     measures: str | None,
     gains: dict[int, float] | None,
     min_grade: int,
@@ -79,8 +87,15 @@ def command(
     """Measure retrieval quality over the whole catalogue.
 
     Items without a judgement count as not relevant. Queries without a positive are left out of the
-    means and counted.
+    means and counted. With --histories, the last item of each user is to be found from all before
+    it.
     """
+    if (interactions is None) == (histories is None):
+        raise click.UsageError("give either --interactions or --histories")
+    if histories is not None:
+        _evaluate_histories(model, catalog, histories, report, precision, strict, as_json)
+        return
+    assert interactions is not None
     from training.catalog import Catalog
     from training.evaluation import DEFAULT_MEASURES, Measure, evaluate
     from training.interactions import Interactions
@@ -132,6 +147,26 @@ def command(
         facts_file = report / "metrics.json"
         facts_file.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     emit(facts, as_json, lambda: _report(facts))
+
+
+def _evaluate_histories(
+    model: Path,
+    catalog: str,
+    histories: str,
+    report: Path | None,
+    precision: str,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    from training.catalog import Catalog
+
+    products = Catalog.read(catalog)
+    people = read_histories(histories, products, strict)
+    facts = evaluate_histories(model, products, people, precision)
+    if report is not None:
+        report.mkdir(parents=True, exist_ok=True)
+        (report / "metrics.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    emit(facts, as_json, lambda: evaluation_report(facts))
 
 
 def _report(result: dict[str, Any]) -> str:

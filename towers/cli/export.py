@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from towers.cli.columns import item_columns
+from towers.cli.histories import load_recommender
 from towers.cli.item_vectors import item_vectors, precision_option
 from towers.cli.lexical import Lexical, lexical_fields, lexical_option, lexical_weight
 from towers.cli.output import emit, json_option, progress_bars, say
@@ -61,7 +62,10 @@ def command(
     precision: str,
     as_json: bool,
 ) -> None:
-    """Write a SavedModel with its index as the next version under OUTPUT."""
+    """Write a SavedModel with its index as the next version under OUTPUT.
+
+    A run that was trained with --histories gets the signatures `recommend` and `score`.
+    """
     from serving.export import export_retriever
     from training.catalog import Catalog
     from training.interactions import Interactions
@@ -94,6 +98,7 @@ def command(
             lexical_weight=weight,
             lexical_fields=fields,
             columns=filters,
+            recommender=load_recommender(model),
             stock_server=stock_server,
             run_id=run_folder.run_id,
             progress=progress,

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from towers.cli.histories import fit_and_save, histories_option, read_histories
 from towers.cli.lexical import Lexical, lexical_option, lexical_scorer
 from towers.cli.output import emit, json_option, progress_bars, say
+
+if TYPE_CHECKING:
+    from training.histories import Histories
+    from training.train import AlsoFit
 
 # As in `training.config`, which is not imported for `--help`.
 METHODS = [
@@ -30,6 +36,7 @@ METHODS = [
 @click.command("train", short_help="Adapt towers to a shop's interactions.")
 @click.option("--catalog", required=True, type=click.Path(), help="Catalogue file.")
 @click.option("--interactions", type=click.Path(), help="Interactions file; docs/methods.md.")
+@histories_option("What users took, for recommendations; docs/recommendations.md.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Run folder.")
 @click.option("--encoder", help="Installed encoder, checkpoint folder or keras-hub preset.")
 @click.option("--shots", type=int, help="Draw this many positive pairs; all if not given.")
@@ -47,11 +54,12 @@ METHODS = [
 @click.option("--learning-rate", type=float, help="Peak learning rate.")
 @click.option("--seed", type=int, help="Decides draw, split, order and dropout.")
 @click.option("--config", "config_path", type=click.Path(), help="TOML or JSON configuration.")
-@click.option("--strict", is_flag=True, help="Refuse interactions with unknown items.")
+@click.option("--strict", is_flag=True, help="Refuse unknown items.")
 @json_option
 def command(
     catalog: str,
     interactions: str | None,
+    histories: str | None,
     output: Path,
     encoder: str | None,
     shots: int | None,
@@ -71,8 +79,9 @@ def command(
     """Adapt towers to a shop's interactions and write them to a run folder.
 
     Without --interactions the towers stay as they came, or learn from the catalogue alone (--method
-    distilled, --warm-up catalog). Options go over the configuration file's values. A run that was
-    interrupted goes on when the same command is given again.
+    distilled, --warm-up catalog). With --histories the run also learns to recommend. Options go
+    over the configuration file's values. A run that was interrupted goes on when the same command
+    is given again.
     """
     from training.config import TrainConfig
 
@@ -94,15 +103,17 @@ def command(
 
     products = Catalog.read(catalog)
     if interactions is None:
-        if strict or min_grade is not None:
+        if (strict and histories is None) or min_grade is not None:
             raise click.UsageError("--strict and --min-grade need --interactions")
         say(f"{len(products):,} items, no interactions")
+        people = read_histories(histories, products, strict) if histories else None
         with progress_bars() as progress:
             metrics = train_label_free(
                 config,
                 products,
                 output,
                 lexical=lexical_scorer,
+                also=_also(people, config.seed, output, progress),
                 warm_up_progress=partial(progress, "Warming up"),
                 progress=partial(progress, "Training"),
             )
@@ -115,6 +126,7 @@ def command(
     )
     if judgements.unknown_items.rows:
         say(f"left out: {judgements.unknown_items}")
+    people = read_histories(histories, products, strict) if histories else None
     with progress_bars() as progress:
         metrics = train(
             config,
@@ -122,6 +134,7 @@ def command(
             judgements,
             output,
             lexical=lexical_scorer,
+            also=_also(people, config.seed, output, progress),
             warm_up_progress=partial(progress, "Warming up"),
             choice_progress=partial(progress, "Choosing the method"),
             progress=partial(progress, "Training"),
@@ -130,9 +143,26 @@ def command(
     emit({"output": str(output), **metrics}, as_json, lambda: _report(output, metrics))
 
 
+def _also(
+    histories: Histories | None,
+    seed: int,
+    output: Path,
+    progress: Callable[[str, int, int], None],
+) -> AlsoFit | None:
+    """What learns from the histories once the towers are trained."""
+    if histories is None:
+        return None
+    return lambda retriever: fit_and_save(
+        retriever, histories, output, seed, partial(progress, "Learning from histories")
+    )
+
+
 def _report(output: Path, metrics: dict[str, Any]) -> str:
     fit, lexical, choice = metrics["fit"], metrics["lexical"], metrics["choice"]
     lines = [f"Lexical weight {lexical['weight']:g}: {lexical['reason']}"]
+    if people := metrics.get("recommendation"):
+        weights = ", ".join(f"{name} {value:.3g}" for name, value in people["weights"].items())
+        lines.append(f"Recommendations learned of {people['users']:,} users: {weights}")
     if choice is not None:
         share = f", {choice['share']:.0%} of the way" if 0 < choice["share"] < 1 else ""
         lines.insert(0, f"Method {choice['method']}{share}: {choice['reason']}")

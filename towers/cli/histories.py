@@ -1,0 +1,141 @@
+"""Histories on the command line: what `train`, `evaluate` and `export` do with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from towers.cli.item_vectors import item_vectors
+from towers.cli.output import say
+from towers.errors import InputError
+
+if TYPE_CHECKING:
+    from towers.recommender import CatalogRecommender, Recommender
+    from towers.retriever import Retriever
+    from training.catalog import Catalog
+    from training.histories import Histories
+
+FOLDER = "recommender"
+_CUTOFF = 10
+
+
+def histories_option(help_text: str) -> Callable[..., Any]:
+    """The option --histories."""
+    return click.option("--histories", type=click.Path(), help=help_text)
+
+
+def read_histories(path: str, products: Catalog, strict: bool) -> Histories:
+    """Reads histories and says what is in them."""
+    from training.histories import Histories
+
+    histories = Histories.read(path, products, strict=strict)
+    say(f"{len(histories):,} users, {len(histories.item_row):,} items in their histories")
+    if histories.unknown_items.rows:
+        say(f"left out: {histories.unknown_items}")
+    return histories
+
+
+def fit_and_save(
+    retriever: Retriever,
+    histories: Histories,
+    output: Path,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Fits a recommender and writes it into the run's folder; returns what was measured."""
+    from training.recommendation.fit import fit_recommender
+    from training.train import render_items
+
+    products = histories.catalog
+    texts = render_items(retriever.template, products)
+    fit = fit_recommender(
+        histories.sequences(),
+        products.item_ids.tolist(),
+        texts,
+        item_vectors(output, retriever, texts, "auto"),
+        encoder_fingerprint=retriever.fingerprint(),
+        seed=seed,
+        progress=progress,
+    )
+    fit.recommender.save(output / FOLDER)
+    data = {"path": histories.path, "sha256": histories.sha256}
+    return {"recommendation": fit.as_dict() | {"histories": data}}
+
+
+def load_recommender(model: Path) -> Recommender | None:
+    """The recommender of a run; None where it was trained without histories."""
+    if not (model / FOLDER).is_dir():
+        return None
+    from towers.recommender import Recommender
+
+    return Recommender.load(model / FOLDER)
+
+
+def evaluate_histories(
+    model: Path, products: Catalog, histories: Histories, precision: str
+) -> dict[str, Any]:
+    """Measures how well the last item of each user is found, from all before it.
+
+    Raises:
+        InputError: the run has no recommender.
+    """
+    from training.recommendation.evaluation import evaluate_recommendations
+    from training.recommendation.splits import leave_last_out
+
+    shop, taken = recommender_over(model, products, precision)
+    cases = leave_last_out(histories)
+    result = evaluate_recommendations(
+        shop, cases, taken, trained_users=_trained_users(model), cutoffs=(_CUTOFF,)
+    )
+    return result.as_dict() | {"precision": precision}
+
+
+def recommender_over(
+    model: Path, products: Catalog, precision: str
+) -> tuple[CatalogRecommender, Any]:
+    """A run's recommender over a catalogue, and how often each item was taken in training.
+
+    Raises:
+        InputError: the run has no recommender.
+    """
+    import numpy as np
+
+    from training.run_folder import RunFolder
+    from training.train import render_items
+
+    run = RunFolder.existing(model)
+    recommender = load_recommender(model)
+    if recommender is None:
+        raise InputError(f"{model} was trained without histories: train it with --histories")
+    retriever = run.load_retriever()
+    texts = render_items(retriever.template, products)
+    vectors = item_vectors(model, retriever, texts, precision)
+    ids = products.item_ids.tolist()
+    count_of = dict(zip(recommender.item_ids, recommender.counts.tolist(), strict=True))
+    taken = np.array([count_of.get(item_id, 0) for item_id in ids], np.int64)
+    return recommender.over(ids, texts, vectors), taken
+
+
+def _trained_users(model: Path) -> int:
+    metrics = json.loads((model / "metrics.json").read_text("utf-8"))
+    return int(metrics["recommendation"]["users"])
+
+
+def evaluation_report(facts: dict[str, Any]) -> str:
+    """What `evaluate` says of histories, for people."""
+    lines = []
+    for name, value in facts["measures"].items():
+        if value is None or "decile" in name:
+            continue
+        low, high = value["interval_95"]
+        lines.append(
+            f"{name:<16} {value['mean']:.4f}  [{low:.4f}, {high:.4f}]  over {value['users']} users"
+        )
+    lines += [f"{name:<16} {value:.4f}" for name, value in facts["catalog"].items()]
+    return "\n".join(
+        [*lines, "Last item of each user, from all before it; brackets: 95% interval over users"]
+    )
