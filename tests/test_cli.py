@@ -385,6 +385,12 @@ def test_no_export_to_ask(
     assert "name the model with --model" in answer.err
 
 
+def test_explaining_without_a_catalogue(towers: Callable[..., Answer]) -> None:
+    answer = towers("query", "kettle", "--model", "shop", "--explain", "runs/first")
+    assert (answer.status, answer.out) == (2, "")
+    assert "--explain needs --catalog" in answer.err
+
+
 @pytest.mark.parametrize("options", [["--server", "localhost"], ["--rest", "--server", "x:y"]])
 def test_what_is_no_server_address_is_2(options: list[str], towers: Callable[..., Answer]) -> None:
     answer = towers("query", "kettle", "--model", "shop", *options)

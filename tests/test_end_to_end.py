@@ -143,6 +143,21 @@ def test_the_query_verb_asks_over_both_transports(server: Any) -> None:
     assert all(item["title"] for item in over_grpc["items"])
 
 
+def test_the_query_verb_says_why(shop: dict[str, Any], server: Any) -> None:
+    ask = ("query", "steel kettle", "--model", NAME, "--k", 3, "--server", server.grpc)
+    answer = towers(*ask, "--catalog", SHOP / "catalog.csv", "--explain", shop["base"] / "run")
+    for item in answer["items"]:
+        why = item["why"]
+        words = [one["word"] for one in why["query"]]
+        assert words == ["[CLS]", "steel", "kettle", "[SEP]"]
+        assert words[0] == why["item"][0]["word"]
+        for side in ("query", "item"):
+            total = sum(one["share"] for one in why[side])
+            assert total == pytest.approx(why["cosine"], abs=1e-5)
+        # Of BM25 divided by the query's best, from 0 to 1; served items may be encoded in bfloat16.
+        assert -1e-3 <= why["lexical"] <= why["lexical_weight"] + 1e-3
+
+
 def test_a_new_export_is_served_without_a_restart(
     shop: dict[str, Any], server: Any, tmp_path: Path
 ) -> None:
@@ -183,3 +198,10 @@ def test_a_new_export_is_served_without_a_restart(
     assert [item["item_id"] for item in answer["items"]] == [line[2] for line in evaluated]
     scores = [float(line[4]) for line in evaluated]
     np.testing.assert_allclose([item["score"] for item in answer["items"]], scores, atol=1e-3)
+
+    # A run whose towers are not those of the server cannot say why.
+    command = [sys.executable, "-m", "towers", "query", "x", "--model", NAME, "--server", address]
+    command += ["--catalog", str(smaller), "--explain", str(shop["base"] / "run")]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert refused.returncode == 2
+    assert "is not the run that the server's model was exported from" in refused.stderr

@@ -1,0 +1,229 @@
+"""Why this item: the parts of a query, an item text or a history that carried its score.
+
+The score of two texts is the cosine of their vectors. Where a tower pools by mean or maximum, a
+text's vector is the sum of one vector a token, so that the cosine is a sum over pairs of tokens and
+splits exactly: nothing is estimated. What a token stands for in its text it has from its
+neighbours, by attention: its share is that of the token as it is read there, and other than what
+its removal would change. The latter is the other method, which works for every pooling, and for a
+history with any scorer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from keras import ops
+
+from towers.bert import sequence_output
+from towers.encoding import padded, token_sequences
+from towers.errors import InputError
+from towers.retriever import Retriever
+from towers.text_encoder import TextEncoder
+from towers.tokenizer import Tokenizer
+
+Method = Literal["split", "leave-one-out"]
+
+_ROWS_AT_A_TIME = 32
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a query and an item text have their score.
+
+    Attributes:
+        score: the cosine.
+        method: ``split``: the shares of either side add up to the score; ``leave-one-out``: a share
+            is what the score loses where the word cannot be seen.
+        query_words: as the tokenizer reads them, pieces joined, ``[CLS]`` and ``[SEP]`` included.
+        query_shares: float64 ``[Q]``.
+        item_words: likewise.
+        item_shares: float64 ``[I]``.
+        pairs: float64 ``[Q, I]``, the share of each pair of words; None for ``leave-one-out``.
+    """
+
+    score: float
+    method: Method
+    query_words: list[str]
+    query_shares: np.ndarray = field(repr=False)
+    item_words: list[str]
+    item_shares: np.ndarray = field(repr=False)
+    pairs: np.ndarray | None = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for `json.dumps`."""
+
+        def shares(words: list[str], values: np.ndarray) -> list[dict[str, Any]]:
+            return [
+                {"word": word, "share": share}
+                for word, share in zip(words, values.tolist(), strict=True)
+            ]
+
+        return {
+            "cosine": self.score,
+            "method": self.method,
+            "query": shares(self.query_words, self.query_shares),
+            "item": shares(self.item_words, self.item_shares),
+        }
+
+
+def explain(
+    retriever: Retriever,
+    query: str,
+    item_texts: Sequence[str],
+    *,
+    method: Method | None = None,
+) -> list[Explanation]:
+    """Says which words of a query and of items carried their scores.
+
+    Args:
+        retriever: the towers.
+        query: the query, without the prefix.
+        item_texts: texts of the items, the template filled in.
+        method: see `Explanation`; ``split`` if None, ``leave-one-out`` where the pooling is ``cls``
+            and all of a vector is the first token's.
+
+    Returns:
+        An explanation for each item, of all that the towers read: texts are cut to the lengths of
+        `TextSettings`.
+
+    Raises:
+        InputError: the method does not exist, or cannot split what ``cls`` pools.
+    """
+    towers = (retriever.model.query_tower, retriever.model.item_tower)
+    splits = all(tower.pooling.mode != "cls" for tower in towers)
+    method = method or ("split" if splits else "leave-one-out")
+    if method not in ("split", "leave-one-out"):
+        raise InputError(f"method {method!r} is neither 'split' nor 'leave-one-out'")
+    if method == "split" and not splits:
+        raise InputError("towers that pool by 'cls' have no split over words: use 'leave-one-out'")
+    text = retriever.text
+    query_tower, item_tower = (_Words(tower, retriever.tokenizer, method) for tower in towers)
+    asked = query_tower([text.query_prefix + query], text.query_max_length)[0]
+    found = item_tower(item_texts, text.item_max_length)
+    return [_explanation(asked, one, method) for one in found]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A text by its words.
+
+    Attributes:
+        words: see `Explanation`.
+        whole: float64 ``[d]``, the unit vector of the text.
+        parts: float64 ``[words, d]``: with ``split`` what each word adds to it, otherwise what it
+            loses without the word.
+    """
+
+    words: list[str]
+    whole: np.ndarray
+    parts: np.ndarray
+
+
+def _explanation(query: _Parts, item: _Parts, method: Method) -> Explanation:
+    return Explanation(
+        score=float(query.whole @ item.whole),
+        method=method,
+        query_words=query.words,
+        query_shares=query.parts @ item.whole,
+        item_words=item.words,
+        item_shares=item.parts @ query.whole,
+        pairs=query.parts @ item.parts.T if method == "split" else None,
+    )
+
+
+class _Words:
+    """A tower that gives a text's vector by its words."""
+
+    def __init__(self, tower: TextEncoder, tokenizer: Tokenizer, method: Method) -> None:
+        self.tower = tower
+        self.tokenizer = tokenizer
+        self.weights = tower.read_weights("float32")
+        self.parts_of = self._split if method == "split" else self._left_out
+
+    def __call__(self, texts: Sequence[str], max_length: int) -> list[_Parts]:
+        sequences = token_sequences(self.tokenizer, texts, max_length)
+        return [self._text(ids) for ids in sequences]
+
+    def _text(self, ids: np.ndarray) -> _Parts:
+        pieces = [self.tokenizer.vocabulary[i] for i in ids]
+        starts = np.array([not piece.startswith("##") for piece in pieces])
+        starts[0] = True
+        word_of = np.cumsum(starts) - 1  # [T]
+        words = [""] * (word_of[-1] + 1)
+        for piece, word in zip(pieces, word_of, strict=True):
+            words[word] += piece.removeprefix("##") if words[word] else piece
+        whole, parts = self.parts_of(ids, word_of)
+        return _Parts(words, whole, parts)
+
+    def _split(self, ids: np.ndarray, word_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inputs = padded([ids], len(ids), self.tokenizer.pad_id, step=1)
+        tokens = sequence_output(
+            self.weights.bert,
+            inputs["token_ids"],
+            inputs["padding_mask"],
+            num_heads=self.tower.backbone.num_heads,
+            dropout=lambda x: x,
+        )[0]
+        parts = np.asarray(ops.convert_to_numpy(tokens), np.float64)  # [T, hidden]
+        if self.tower.pooling.mode == "mean":
+            parts = parts / len(parts)
+        else:  # the maximum of each dimension is of one token
+            parts = np.where(np.arange(len(parts))[:, None] == parts.argmax(axis=0), parts, 0.0)
+        for kernel in self.weights.projections:
+            parts = parts @ np.asarray(ops.convert_to_numpy(kernel), np.float64)
+        total = parts.sum(axis=0)
+        norm = max(float(np.linalg.norm(total)), 1e-12)
+        by_word = np.zeros((word_of[-1] + 1, parts.shape[1]))
+        np.add.at(by_word, word_of, parts / norm)
+        return total / norm, by_word
+
+    def _left_out(self, ids: np.ndarray, word_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # Hidden by the mask: all other tokens stay in their places.
+        hidden = [np.zeros(len(ids), bool), *(word_of == word for word in range(word_of[-1] + 1))]
+        masks = 1 - np.stack(hidden).astype(np.int32)  # [1 + words, T]
+        vectors = []
+        for start in range(0, len(masks), _ROWS_AT_A_TIME):
+            mask = masks[start : start + _ROWS_AT_A_TIME]
+            inputs = {"token_ids": np.tile(ids, (len(mask), 1)), "padding_mask": mask}
+            vectors.append(ops.convert_to_numpy(self.tower.embed(self.weights, inputs)))
+        found = np.concatenate(vectors).astype(np.float64)
+        return found[0], found[0] - found[1:]
+
+
+def history_shares(
+    scorer: Callable[[Sequence[np.ndarray]], np.ndarray], history: np.ndarray, item: int
+) -> np.ndarray:
+    """Says what each past item did for the score of an item: what it loses without that one.
+
+    Works for any scorer, whether the past items count one by one or by attention to each other.
+
+    Args:
+        scorer: from histories, rows of the catalogue int ``[events]``, oldest first, to scores
+            float32 ``[users, items]``.
+        history: int ``[events]``.
+        item: row of the item.
+
+    Returns:
+        float64 ``[events]``.
+    """
+    shorter = [np.delete(history, place) for place in range(len(history))]
+    scores = scorer([history, *shorter])[:, item].astype(np.float64)  # [1 + events]
+    return scores[0] - scores[1:]
+
+
+def mean_shares(weights: np.ndarray, past: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """Splits the cosine of an item and the weighted mean of past items, exactly.
+
+    Args:
+        weights: floating ``[events]``, of the past items in the mean.
+        past: floating ``[events, d]``, their vectors.
+        item: floating ``[d]``, of length one.
+
+    Returns:
+        float64 ``[events]``; they add up to the cosine.
+    """
+    parts = np.asarray(weights, np.float64)[:, None] * past  # [events, d]
+    return parts @ item / max(float(np.linalg.norm(parts.sum(axis=0))), 1e-12)
