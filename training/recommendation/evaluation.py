@@ -131,7 +131,7 @@ def recommend(
     """
     if k < 1:
         raise InputError(f"k is {k}, expected 1 or more")
-    found, order = [], np.zeros(0, np.int64)
+    found, draw = [], np.zeros(0, np.int64)
     for first in range(0, len(histories), USERS_AT_A_TIME):
         part = histories[first : first + USERS_AT_A_TIME]
         scores = np.array(scorer(part), np.float32)  # a copy: seen items are taken out of it
@@ -147,12 +147,17 @@ def recommend(
         if exclude_seen:
             for user, history in enumerate(part):
                 scores[user, history] = -np.inf
-        if not len(order):
-            order = np.random.default_rng(seed).permutation(scores.shape[1])
-        best = np.argsort(-scores[:, order], axis=1, kind="stable")[:, :k]
-        rows = order[best]
-        found.append(np.where(np.isfinite(np.take_along_axis(scores, rows, axis=1)), rows, -1))
-    return np.concatenate(found) if found else np.zeros((0, k), np.int64)
+        if not len(draw):
+            draw = np.random.default_rng(seed).permutation(scores.shape[1])
+        found += [_best(row, min(k, len(row)), draw) for row in scores]
+    return np.stack(found) if found else np.zeros((0, k), np.int64)
+
+
+def _best(scores: np.ndarray, k: int, draw: np.ndarray) -> np.ndarray:
+    """Rows of the `k` best scores, -1 for one of -inf; of equal scores the one drawn first."""
+    rows = np.flatnonzero(scores >= np.partition(scores, -k)[-k])  # k, and ties of the last
+    rows = rows[np.lexsort((draw[rows], -scores[rows]))[:k]]
+    return np.where(np.isfinite(scores[rows]), rows, -1)
 
 
 def evaluate_recommendations(
