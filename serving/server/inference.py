@@ -31,6 +31,7 @@ REGRESS_METHOD = "tensorflow/serving/regress"
 _INPUTS, _CLASSES, _SCORES, _OUTPUTS = "inputs", "classes", "scores", "outputs"
 
 _Outputs = dict[str, np.ndarray]
+_Check = Callable[[meta_graph_pb2.SignatureDef], None]
 
 
 def run_classify(
@@ -42,13 +43,10 @@ def run_classify(
       StatusError: There is no such signature, it is not one to classify with, the input is empty,
         or the graph failed or gave outputs of another shape or type.
     """
-    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-    _check_classification(_definition(servable, name, "No signature was found with the name: "))
-    examples = _serialized_examples(request.input)
-    outputs = servable.signature(name).run({_INPUTS: examples}, api="Classify")
+    outputs, examples = _run_examples(servable, request, _check_classification, "Classify")
     return classification_pb2.ClassificationResponse(
         model_spec=_answered_spec(request.model_spec, servable),
-        result=_classification_result(outputs, len(examples)),
+        result=_classification_result(outputs, examples),
     )
 
 
@@ -60,13 +58,10 @@ def run_regress(
     Raises:
       StatusError: As `run_classify`.
     """
-    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-    _check_regression(_definition(servable, name, "No signature was found with the name: "))
-    examples = _serialized_examples(request.input)
-    outputs = servable.signature(name).run({_INPUTS: examples}, api="Regress")
+    outputs, examples = _run_examples(servable, request, _check_regression, "Regress")
     return regression_pb2.RegressionResponse(
         model_spec=_answered_spec(request.model_spec, servable),
-        result=_regression_result(outputs, len(examples)),
+        result=_regression_result(outputs, examples),
     )
 
 
@@ -78,7 +73,7 @@ def run_multi_inference(
     Raises:
       StatusError: As `run_classify`; or tasks name several models, or one signature twice.
     """
-    checks: dict[str, Callable[[meta_graph_pb2.SignatureDef], None]] = {
+    checks: dict[str, _Check] = {
         CLASSIFY_METHOD: _check_classification,
         REGRESS_METHOD: _check_regression,
     }
@@ -113,6 +108,19 @@ def run_multi_inference(
         else:
             result.regression_result.CopyFrom(_regression_result(outputs, len(examples)))
     return response
+
+
+def _run_examples(
+    servable: Servable,
+    request: classification_pb2.ClassificationRequest | regression_pb2.RegressionRequest,
+    check: _Check,
+    api: str,
+) -> tuple[_Outputs, int]:
+    """Returns the outputs of the signature that a request names, and the number of examples."""
+    name = request.model_spec.signature_name or DEFAULT_SIGNATURE
+    check(_definition(servable, name, "No signature was found with the name: "))
+    examples = _serialized_examples(request.input)
+    return servable.signature(name).run({_INPUTS: examples}, api=api), len(examples)
 
 
 def _definition(servable: Servable, name: str, missing: str) -> meta_graph_pb2.SignatureDef:
