@@ -69,6 +69,8 @@ BEHAVIOURS = (0, 1, 3, 5)
 STRENGTHS = (-0.5, -0.25, 0.0, 0.1, 0.25, 0.5, 1.0)
 BANDS = {"0": (0, 0), "1-5": (1, 5), "0-5": (0, 5), "6-20": (6, 20), "over 20": (21, sys.maxsize)}
 
+METHODS = ("popularity", "item-kNN", "EASE", "text, the latest most", "text + kNN", *OURS)
+
 Fit = Callable[[Histories, int], Scorer]
 """Makes a scorer from training histories and a seed."""
 
@@ -115,21 +117,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of what is drawn and trained")
     parser.add_argument("--vectors", type=Path, help="folder to keep vectors of items in")
     parser.add_argument("--only", choices=list(TABLES), nargs="+", default=list(TABLES))
-    parser.add_argument("--methods", nargs="+", help="rows; all if absent")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="rows; all if absent")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.vectors or Path(temporary)
         tasks = {
             make: make(options.data, folder) for make in {TABLES[name][1] for name in options.only}
         }
-    fits = {make: methods(task) for make, task in tasks.items()}
+    fits = {make: methods(task, options.methods) for make, task in tasks.items()}
     for name in options.only:
         title, make, rows = TABLES[name]
-        chosen = {m: fit for m, fit in fits[make].items() if m in (options.methods or fits[make])}
         report(
             f"recommendation-{name}",
             title,
-            [_noted(row) for row in rows(tasks[make], chosen, options.seeds)],
+            [_noted(row) for row in rows(tasks[make], fits[make], options.seeds)],
             seeds=options.seeds,
         )
 
@@ -172,8 +173,8 @@ def _vectors(path: Path, texts: list[str]) -> np.ndarray:
     return np.load(path)
 
 
-def methods(task: Task) -> dict[str, Fit]:
-    """All methods, the baselines with the settings that are best on the task's validation."""
+def methods(task: Task, wanted: Sequence[str] | None = None) -> dict[str, Fit]:
+    """The methods, all if None; the baselines with the settings that are best on validation."""
     train, cases = task.validation
     histories, n_items = train.sequences(), len(train.catalog)
 
@@ -191,7 +192,9 @@ def methods(task: Task) -> dict[str, Fit]:
         "item-kNN",
         {one: partial(ItemNeighbours, histories, n_items, shrinkage=one) for one in SHRINKAGES},
     )
-    l2 = best("EASE", {l2: partial(Ease, histories, n_items, l2=l2) for l2 in L2})
+    # Inverting a matrix for each is most of the time that all the others take together.
+    strengths = L2 if wanted is None or "EASE" in wanted else L2[:1]
+    l2 = best("EASE", {l2: partial(Ease, histories, n_items, l2=l2) for l2 in strengths})
     text, decay = best(
         "text",
         {
@@ -250,7 +253,11 @@ def methods(task: Task) -> dict[str, Fit]:
         ),
         **{name: ours(settings) for name, settings in OURS.items()},
     }
-    return {name: _once(fit, task.train) for name, fit in found.items()}
+    return {
+        name: _once(fit, task.train)
+        for name, fit in found.items()
+        if wanted is None or name in wanted
+    }
 
 
 def _once(fit: Fit, train: Histories) -> Fit:
