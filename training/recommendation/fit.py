@@ -18,7 +18,7 @@ from towers.recommender import (
     recency_matrix,
     user_vectors,
 )
-from training.recommendation.blend import fit_blend
+from training.recommendation.blend import choose_blend
 from training.recommendation.co_occurrence import fit_co_occurrence
 from training.recommendation.popularity import item_counts
 from training.recommendation.user_training import TrainedTower, UserTraining, train_user_tower
@@ -230,6 +230,6 @@ class _Examples:
             scores = [np.concatenate(scores) for scores in zip(*self._parts, strict=True)]
             seen = np.concatenate(self._seen)
             target = np.full(len(seen), seen.shape[1] - 1)
-            fitted, likelihood = fit_blend(scores, target, seen)
+            fitted, likelihood = choose_blend(scores, target, seen)
             prior |= dict(zip(parts, fitted.tolist(), strict=True))
         return BlendWeights(**prior | {"query": _QUERY_TO_TEXT * prior["text"]}), likelihood

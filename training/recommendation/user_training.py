@@ -35,11 +35,11 @@ class UserTraining:
     """
 
     decay: float = 0.6
-    epochs: int = 8
-    patience: int = 2
+    epochs: int = 4
+    patience: int = 1
     batch_size: int = 128
     negatives: int = 512
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-5
     weight_decay: float = 0.1
     temperature: float = 0.05
     max_history: int = 50
