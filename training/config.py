@@ -96,7 +96,7 @@ class FitConfig(_Section):
     Attributes:
         epochs: passes over the pairs, at most.
         min_steps: steps of an epoch to come near to with few pairs, which then come in smaller
-            batches, and up to four times.
+            batches, and up to four times; docs/auto.md has why that is no default.
         batch_size: pairs a batch; the other items of a batch are a query's negatives.
         learning_rate: peak of the schedule: linear warm-up, cosine decay; the method's own if
             absent.
@@ -145,7 +145,7 @@ class FitConfig(_Section):
     """
 
     epochs: int = Field(5, ge=1)
-    min_steps: int = Field(16, ge=1)
+    min_steps: int = Field(1, ge=1)
     batch_size: int = Field(32, ge=2)
     learning_rate: float | None = Field(None, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1)
