@@ -13,6 +13,7 @@ import tensorflow as tf
 from towers.encoding import padded, token_sequences
 from towers.retriever import Retriever
 from training.augmentation import Augmentation
+from training.epoch_dataset import epoch_dataset
 from training.negatives import CatalogNegatives, text_ids
 from training.pair_vectors import PairVectors
 from training.pairs import Pairs
@@ -236,9 +237,8 @@ class PairBatches:
         if self.grades:
             x["positive_grades"] = tf.TensorSpec([None, None], tf.int32)
         signature = (x, ids, tf.TensorSpec([None], tf.float32))
-        dataset = tf.data.Dataset.from_generator(self._epoch, output_signature=signature)
-        count = tf.data.experimental.assert_cardinality(len(self.plan(0)))  # all epochs' alike
-        return dataset.apply(count).prefetch(2)
+        count = len(self.plan(0))  # all epochs' alike
+        return epoch_dataset(self, PairBatches._epoch, signature, count)
 
     def _epoch(self) -> Iterator[tuple]:
         text = self.retriever.text

@@ -16,6 +16,7 @@ from towers.retriever import Retriever
 from training.batches import plan_epoch
 from training.checkpoints import Checkpoints
 from training.config import FitConfig
+from training.epoch_dataset import epoch_dataset
 from training.held_out import CandidatePool
 from training.interactions import Interactions
 from training.lexical_weight import LexicalScorer
@@ -157,9 +158,7 @@ class DistillationBatches:
             "teacher_scores": tf.TensorSpec([None, None], tf.float32),
         }
         signature = (x, ids, tf.TensorSpec([None], tf.float32))
-        dataset = tf.data.Dataset.from_generator(self._epoch, output_signature=signature)
-        count = tf.data.experimental.assert_cardinality(len(self.plan(0)))
-        return dataset.apply(count).prefetch(2)
+        return epoch_dataset(self, DistillationBatches._epoch, signature, len(self.plan(0)))
 
     def _epoch(self) -> Iterator[tuple]:
         rng = np.random.default_rng([self.seed, self.epoch, 1])

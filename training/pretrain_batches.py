@@ -11,6 +11,7 @@ import tensorflow as tf
 from towers.encoding import padded
 from towers.tokenizer import Tokenizer
 from training.batches import plan_batches
+from training.epoch_dataset import epoch_dataset
 from training.pretrain_masking import WordMasking
 
 _SPECS = (
@@ -71,11 +72,10 @@ class MaskedBatches:
     def dataset(self, first: int, last: int) -> tf.data.Dataset:
         """Batches ``first`` to ``last - 1`` as ``(x, y, sample_weight)`` for `fit`."""
 
-        def batches() -> Iterator[tuple]:
-            yield from map(self.batch, range(first, last))
+        def batches(source: MaskedBatches) -> Iterator[tuple]:
+            yield from map(source.batch, range(first, last))
 
-        dataset = tf.data.Dataset.from_generator(batches, output_signature=_SPECS)
-        return dataset.apply(tf.data.experimental.assert_cardinality(last - first)).prefetch(2)
+        return epoch_dataset(self, batches, _SPECS, last - first)
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch, 0])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,6 +210,20 @@ def test_the_dataset_follows_the_epoch(make_batches: Callable[..., PairBatches])
     assert epochs[0] != epochs[1]
     assert epochs[1] == epochs[2]
     assert int(dataset.cardinality()) == len(epochs[0]) == len(epochs[1]) == 3
+
+
+def test_batches_are_kept_by_their_dataset_alone(
+    make_batches: Callable[..., PairBatches],
+) -> None:
+    batches = make_batches()
+    dataset = batches.dataset().take(1)
+    seen = weakref.ref(batches)
+    del batches
+    assert len(list(dataset)) == 1
+    assert seen() is not None
+    del dataset
+    gc.collect()
+    assert seen() is None
 
 
 def test_catalog_negatives(make_batches: Callable[..., PairBatches], pairs: Interactions) -> None:
