@@ -10,7 +10,7 @@ from towers import Recommender
 from towers.errors import InputError
 from towers.item_neighbours import ItemNeighbours, word_neighbours
 from towers.recommender import newest, popularity_prior, recency_matrix
-from training.recommendation.blend import fit_blend
+from training.recommendation.blend import choose_blend, fit_blend
 from training.recommendation.co_occurrence import fit_co_occurrence
 from training.recommendation.fit import RecommenderSettings, fit_recommender
 from training.recommendation.ranks import next_ranks
@@ -115,6 +115,37 @@ def test_blend_finds_the_weights_that_made_the_choices():
 def test_blend_without_a_user_that_counts():
     weights, _ = fit_blend([np.ones((2, 3), np.float32)], np.array([0, 1]), np.ones((2, 3), bool))
     assert weights.tolist() == [0.0]
+
+
+def test_the_choice_is_for_the_top_and_its_scale_the_likeliest():
+    """A third of the users follow a sharp signal, the others what is popular."""
+    draw = np.random.default_rng(0)
+    sharp = draw.exponential(size=(900, 300)).astype(np.float32)
+    popular = np.broadcast_to(draw.normal(size=300), (900, 300)).astype(np.float32)
+    sharp[:300] **= 2
+    target = np.where(
+        np.arange(900) < 300,
+        sharp.argmax(axis=1),
+        draw.choice(300, 900, p=np.exp(popular[0]) / np.exp(popular[0]).sum()),
+    )
+    seen = np.zeros((900, 300), bool)
+
+    def ndcg(weights: np.ndarray) -> float:
+        logits = weights[0] * sharp + weights[1] * popular
+        ranks = (-logits).argsort(axis=1).argsort(axis=1)[np.arange(900), target]
+        return float(np.where(ranks < 10, 1 / np.log2(ranks + 2), 0).mean())
+
+    def likelihood(weights: np.ndarray) -> float:
+        logits = weights[0] * sharp + weights[1] * popular
+        chance = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        return float(np.log(chance[np.arange(900), target]).mean())
+
+    likeliest, _ = fit_blend([sharp, popular], target, seen)
+    chosen, found = choose_blend([sharp, popular], target, seen)
+    assert ndcg(chosen) >= ndcg(likeliest)
+    assert found == pytest.approx(likelihood(chosen), abs=1e-4)
+    assert likelihood(chosen) >= max(likelihood(0.9 * chosen), likelihood(1.1 * chosen))
+    assert likelihood(likeliest) >= likelihood(chosen) - 1e-3
 
 
 @pytest.fixture(scope="module")
