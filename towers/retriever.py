@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 from towers.checkpoint import DEFAULT_PRESET, load_backbone, load_vocabulary, read_vocabulary
 from towers.encoding import BatchEncoder, Progress
 from towers.errors import InputError
+from towers.fingerprint import fingerprint
 from towers.item_text import ItemTemplate
 from towers.text_encoder import TextEncoder
 from towers.tokenizer import Tokenizer
@@ -162,19 +162,12 @@ class Retriever:
 
     def fingerprint(self) -> str:
         """SHA-256 of all that decides an item's vector: while equal, an item index stays valid."""
-        digest = hashlib.sha256()
-        settings = (
+        return fingerprint(
+            self.model.item_tower,
+            self.tokenizer,
             self.text.item_template,
             self.text.item_max_length,
-            self.tokenizer.lowercase,
-            self.tokenizer.vocabulary,
-            self.model.item_tower.pooling.mode,
-            self.model.item_tower.backbone.num_heads,  # the one width that no weight shows
         )
-        digest.update(repr(settings).encode())
-        for weight in self.model.item_tower.get_weights():
-            digest.update(np.ascontiguousarray(weight).tobytes())
-        return digest.hexdigest()
 
     def as_float32(self) -> Retriever:
         """The same towers computing in float32, for export; itself where they do already."""

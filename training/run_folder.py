@@ -26,7 +26,7 @@ import pyarrow.csv
 from towers.errors import InputError
 from towers.packages import package_versions
 from towers.retriever import Retriever
-from training.atomic_file import atomic_file
+from training.atomic_file import atomic_file, write_json
 from training.catalog import Catalog
 from training.config import TrainConfig
 from training.interactions import Interactions
@@ -80,8 +80,8 @@ class RunFolder:
             # Hidden files do no harm; a kill may have left one of `atomic_file`.
             if path.exists() and (not path.is_dir() or any(path.glob("[!.]*"))):
                 raise InputError(f"{path} exists and is no training run: name another --output")
-            run.write_json(
-                "run.json",
+            write_json(
+                path / "run.json",
                 {
                     "id": run_id,
                     "data": data,
@@ -91,7 +91,7 @@ class RunFolder:
                     "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 },
             )
-        run.write_json("config.json", settings)
+        write_json(path / "config.json", settings)
         return run
 
     @classmethod
@@ -159,7 +159,7 @@ class RunFolder:
             )
             with atomic_file(self.path / "shots.csv") as partial:
                 pyarrow.csv.write_csv(table, partial)
-        self.write_json("metrics.json", metrics)
+        write_json(self.path / "metrics.json", metrics)
         # Three times the model's size, and a finished run is not taken up again.
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
@@ -181,11 +181,6 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         if not any(self.path.iterdir()):
             self.path.rmdir()
-
-    def write_json(self, name: str, value: object) -> None:
-        """Writes a JSON file, whole or not at all."""
-        with atomic_file(self.path / name) as partial:
-            partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _run_id(settings: dict[str, Any], *hashes: str) -> str:

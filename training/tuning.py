@@ -14,7 +14,7 @@ import numpy as np
 from towers.encoding import Progress
 from towers.errors import InputError
 from towers.retriever import Retriever
-from training.atomic_file import atomic_file
+from training.atomic_file import atomic_file, write_json
 from training.catalog import Catalog
 from training.config import TrainConfig
 from training.fit import adapt
@@ -135,9 +135,11 @@ def tune(
         "queries": len(scores),
         "trials": found,
     }
-    _write(output / "search.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_json(output / "search.json", result)
     head = f"# nDCG@10 {best['ndcg']:.4f} on {len(scores)} held-out queries, trial {best['number']}"
-    _write(output / "best.toml", f"{head}\n{tomli_w.dumps(_given(space.values(best['fields'])))}")
+    with atomic_file(output / "best.toml") as partial:
+        given = tomli_w.dumps(_given(space.values(best["fields"])))
+        partial.write_text(f"{head}\n{given}", "utf-8")
     return result
 
 
@@ -270,7 +272,7 @@ def _open(output: Path, space: SearchSpace, catalog: Catalog, interactions: Inte
         "configuration": space.base,
         "search": fields,
     }
-    _write(path, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    write_json(path, facts)
 
 
 def _facts(trial: Any) -> dict[str, Any]:
@@ -293,8 +295,3 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if value is not None
     }
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_file(path) as partial:
-        partial.write_text(text, "utf-8")

@@ -12,7 +12,6 @@ from towers.cli.head_output import (
     require_csv,
     require_new_folder,
     require_options,
-    write_json,
     write_predictions,
 )
 from towers.cli.item_vectors import item_vectors, precision_option
@@ -106,6 +105,7 @@ def command(
     require_new_folder(output)
     assert model is not None
 
+    from training.atomic_file import write_json
     from training.catalog import Catalog
     from training.heads.click_model import fit_click_model
     from training.heads.click_pairs import ClickPairs

@@ -12,7 +12,6 @@ from towers.cli.head_output import (
     require_csv,
     require_new_folder,
     require_options,
-    write_json,
     write_predictions,
 )
 from towers.cli.output import emit, json_option, progress_bar, progress_bars, say
@@ -112,6 +111,7 @@ def command(
     template = ItemTemplate(f"{{{text_column}}}" if text is None else text)
 
     from towers.encoding import fast_dtype
+    from training.atomic_file import write_json
     from training.heads.labelled_texts import LabelledTexts
     from training.heads.text_classifier import METHODS, fit_text_classifier
     from training.heads.text_vectors import TextVectors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,14 +97,6 @@ def write_predictions(
 
 def _texts(column: pa.ChunkedArray) -> list[str | None]:
     return [None if value is None else str(value) for value in column.to_pylist()]
-
-
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all."""
-    from training.atomic_file import atomic_file
-
-    with atomic_file(path) as partial:
-        partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def measures_line(measures: Mapping[str, Repeated | float]) -> str:

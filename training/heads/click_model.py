@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from towers.errors import InputError
+from towers.fingerprint import fingerprint
 from towers.retriever import Retriever
 from training.heads.click_head import (
     ClickHead,
@@ -20,7 +21,6 @@ from training.heads.click_head import (
 from training.heads.click_pairs import ClickPairs
 from training.heads.cross_validation import Predictor, Quality, cross_validate
 from training.heads.head_folder import damaged, read_head, write_head
-from training.heads.text_vectors import fingerprint
 
 _KIND = "clicks"
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from towers.errors import InputError
-from training.atomic_file import atomic_file
+from training.atomic_file import atomic_file, write_json
 
 _SETTINGS = "head.json"
 _ARRAYS = "head.safetensors"
@@ -34,9 +34,7 @@ def write_head(
         rows = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         with atomic_file(folder / _ARRAYS) as partial:
             save_file(rows, partial)
-    record = {"format": _FORMAT, "kind": kind, **settings}
-    with atomic_file(folder / _SETTINGS) as partial:
-        partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_json(folder / _SETTINGS, {"format": _FORMAT, "kind": kind, **settings})
 
 
 def read_head(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

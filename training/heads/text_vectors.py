@@ -12,6 +12,7 @@ import numpy as np
 
 from towers.encoding import BatchEncoder, Progress
 from towers.errors import InputError
+from towers.fingerprint import fingerprint
 from towers.retriever import Retriever
 from towers.text_encoder import TextEncoder
 from towers.tokenizer import Tokenizer
@@ -105,18 +106,3 @@ def _load_tower(model: str, tower: Tower) -> tuple[TextEncoder, Tokenizer, str]:
     if tower == "query":
         return retriever.model.query_tower, retriever.tokenizer, retriever.text.query_prefix
     return retriever.model.item_tower, retriever.tokenizer, ""
-
-
-def fingerprint(encoder: TextEncoder, tokenizer: Tokenizer) -> str:
-    """SHA-256 of a tower's weights and vocabulary."""
-    digest = hashlib.sha256()
-    settings = (
-        tokenizer.lowercase,
-        tokenizer.vocabulary,
-        encoder.pooling.mode,
-        encoder.backbone.num_heads,  # the one width that no weight shows
-    )
-    digest.update(repr(settings).encode())
-    for weight in encoder.get_weights():
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    return digest.hexdigest()
