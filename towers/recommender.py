@@ -21,6 +21,8 @@ _TOWER_FILE = "user_tower.keras"
 _ARRAYS_FILE = "items.npz"
 _SETTINGS_FILE = "recommender.json"
 _USERS_AT_A_TIME = 256
+_LENDERS = 5
+_SHARPNESS = 8
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,9 @@ class Recommender:
     ) -> CatalogRecommender:
         """Makes the recommender ready for a catalogue, which need not be that of its training.
 
-        An item that no history told of is scored by its text and words, and its popularity is
-        taken to be the mean of the others.
+        An item that no history told of is scored by its text and words. It borrows the
+        co-occurrences of the items nearest to it in text (`lending`), and its popularity is taken
+        to be the mean of the others.
 
         Args:
             item_ids: `N` ids, distinct.
@@ -103,12 +106,14 @@ class Recommender:
             )
         row_of = {item_id: row for row, item_id in enumerate(item_ids)}
         to = np.array([row_of.get(item_id, -1) for item_id in self.item_ids], np.int64)
-        matrix = self.weights.co_occurrence * self.co_occurrence.moved(to, len(item_ids)).matrix()
+        taken = np.zeros(len(item_ids), np.int64)
+        taken[to[to >= 0]] = self.counts[to >= 0]
+        lent = lending(np.asarray(item_embeddings, np.float32), taken > 0)
+        together = self.co_occurrence.moved(to, len(item_ids)).matrix()
+        matrix = self.weights.co_occurrence * (lent.T @ together @ lent)
         if self.weights.words:
             matrix = matrix + self.weights.words * word_neighbours(item_texts).matrix()
         neighbours = ItemNeighbours.largest(matrix.tocsr(), len(item_ids))
-        taken = np.zeros(len(item_ids), np.int64)
-        taken[to[to >= 0]] = self.counts[to >= 0]
         return CatalogRecommender(
             self,
             list(item_ids),
@@ -307,6 +312,37 @@ class CatalogRecommender:
         seen = [np.unique(rows) for rows in histories]
         nothing = np.zeros(0, np.int64)
         return [rows if len(rows) < len(self.item_ids) else nothing for rows in seen]
+
+
+def lending(embeddings: np.ndarray, known: np.ndarray) -> sp.csr_matrix:
+    """Who lends new items what histories told of others: the nearest known items by text.
+
+    Args:
+        embeddings: float32 `[items, d]`, unit vectors.
+        known: bool `[items]`, whether histories told of an item.
+
+    Returns:
+        float32 `[items, items]`: the identity, and in the column of a new item the shares of its
+        lenders, which sum to 1 and fall with the cosine.
+    """
+    items = len(known)
+    identity = sp.eye(items, format="csr", dtype=np.float32)
+    new, old = np.flatnonzero(~known), np.flatnonzero(known)
+    if not len(new) or not len(old):
+        return identity
+    count = min(_LENDERS, len(old))
+    rows, columns, shares = [], [], []
+    for start in range(0, len(new), _USERS_AT_A_TIME):
+        part = new[start : start + _USERS_AT_A_TIME]
+        cosine = embeddings[part] @ embeddings[old].T  # [part, old]
+        nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
+        share = np.maximum(np.take_along_axis(cosine, nearest, axis=1), 0.0) ** _SHARPNESS
+        share /= np.maximum(share.sum(axis=1, keepdims=True), 1e-12)
+        rows.append(old[nearest].ravel())
+        columns.append(np.repeat(part, count))
+        shares.append(share.ravel())
+    entries = np.concatenate(shares), (np.concatenate(rows), np.concatenate(columns))
+    return identity + sp.csr_matrix(entries, shape=(items, items), dtype=np.float32)
 
 
 def popularity_prior(counts: np.ndarray) -> np.ndarray:
