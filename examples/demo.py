@@ -21,6 +21,9 @@ QUERIES = (
     "left handed scissors",
     "spatchula for non stick pan",
 )
+# The oldest first; no history of the shop is this one.
+HISTORY = ("KIT-0010", "KIT-0011", "KIT-0004")
+HISTORY_TITLES = "a banneton, a lame, a loaf tin"
 
 
 def towers(*arguments: object) -> list[str]:
@@ -50,8 +53,9 @@ def main() -> None:
         *("train", *data, SHOP / "train.csv", "--method", "zero-shot", "--output", RUN / "zero"),
     )
     step(
-        "Few-shot adaptation on the shop's training queries",
-        *("train", *data, SHOP / "train.csv", "--output", RUN / "adapted"),
+        "Few-shot adaptation on the shop's training queries, and on what customers took",
+        *("train", *data, SHOP / "train.csv", "--histories", SHOP / "histories.jsonl"),
+        *("--output", RUN / "adapted"),
     )
     for title, name, options in (
         ("zero-shot towers alone", "zero", ("--lexical", "off")),
@@ -91,6 +95,11 @@ def main() -> None:
                 "Ask over gRPC",
                 *(*ask, "--server", f"localhost:{grpc_port}", "--catalog", SHOP / "catalog.csv"),
             )
+        step(
+            f"What may follow for one customer: {HISTORY_TITLES}",
+            *("recommend", *HISTORY, "--model", EXPORT.name, "--k", 5),
+            *("--server", f"localhost:{grpc_port}", "--catalog", SHOP / "catalog.csv"),
+        )
         step("Ask over REST", *ask, "--rest", "--server", f"localhost:{rest_port}", "--json")
     finally:
         server.terminate()
