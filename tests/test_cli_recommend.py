@@ -1,0 +1,111 @@
+"""Histories on the command line: train, evaluate, export, recommend."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from towers import Recommender
+from towers.cli import cli, run
+
+SHOP = Path(__file__).parent.parent / "examples" / "shop"
+CATALOG = ("--catalog", SHOP / "catalog.csv")
+HISTORIES = ("--histories", SHOP / "histories.jsonl")
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def towers(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Runs a verb in this process, as `main` does."""
+
+    def call(*arguments: object) -> Answer:
+        words = [str(argument) for argument in arguments]
+        status = run(lambda: cli.main(words, prog_name="towers", standalone_mode=False))
+        captured = capsys.readouterr()
+        return Answer(status, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_preset: str) -> Path:
+    folder = tmp_path_factory.mktemp("people")
+    config = folder / "config.toml"
+    config.write_text("[encoder]\nquery_max_length = 12\nitem_max_length = 16\n")
+    words = ("train", *CATALOG, *HISTORIES, "--output", folder / "run", "--encoder", tiny_preset)
+    command = [*map(str, words), "--config", str(config), "--json"]
+    assert run(lambda: cli.main(command, prog_name="towers", standalone_mode=False)) == 0
+    return folder
+
+
+def test_train_writes_a_recommender(trained):
+    metrics = json.loads((trained / "run" / "metrics.json").read_text())["recommendation"]
+    assert metrics["users"] == 105
+    assert metrics["histories"]["sha256"]
+    assert metrics["log_likelihood"] > metrics["log_likelihood_uniform"]
+    recommender = Recommender.load(trained / "run" / "recommender")
+    assert recommender.weights.co_occurrence + recommender.weights.words > 0
+
+
+def test_evaluate_takes_the_last_item_away(trained, towers, tmp_path):
+    answer = towers(
+        *("evaluate", "--model", trained / "run", *CATALOG, *HISTORIES),
+        *("--report", tmp_path / "report", "--json"),
+    )
+    assert answer.status == 0, answer.err
+    facts = json.loads(answer.out)
+    assert facts == json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert facts["users"] == 105
+    assert facts["measures"]["R@10"]["mean"] > 10 / 545  # of an untrained encoder, so mostly words
+    again = towers("evaluate", "--model", trained / "run", *CATALOG, *HISTORIES)
+    assert "over 105 users" in again.out
+
+
+def test_export_serves_recommendations(trained, towers, start_server):
+    base = trained / "saved_models" / "shop"
+    export = towers("export", "--model", trained / "run", *CATALOG, "--output", base, "--json")
+    assert export.status == 0, export.err
+    assert {"recommend", "score"} <= set(json.loads(export.out)["signatures"])
+    server = start_server(base)
+    ask = ("recommend", "KIT-0010", "no such item", "KIT-0004", "--model", "shop", *CATALOG)
+    answer = towers(*ask, "--server", server.grpc, "--k", 4, "--json")
+    assert answer.status == 0, answer.err
+    facts = json.loads(answer.out)
+    assert (facts["unknown"], len(facts["items"])) == (1, 4)
+    assert not {"KIT-0010", "KIT-0004"} & {item["item_id"] for item in facts["items"]}
+    assert "1 of 3 items are not in the catalogue" in answer.err
+    assert all(item["title"] for item in facts["items"])
+    scores = [item["score"] for item in facts["items"]]
+    assert (np.diff(scores) <= 0).all()
+    for words in ((), ("--query", "loaf tin")):
+        nobody = towers("recommend", *words, "--model", "shop", "--server", server.grpc)
+        assert len(nobody.out.splitlines()) == 10
+
+
+def test_wrong_input_is_named(trained, towers, tmp_path):
+    both = towers("evaluate", "--model", trained / "run", *CATALOG)
+    assert both.status == 2
+    assert "either --interactions or --histories" in both.err
+    unknown = tmp_path / "histories.jsonl"
+    unknown.write_text('{"user_id": "u", "items": ["KIT-0010", "gone"]}\n')
+    words = ("train", *CATALOG, "--histories", unknown, "--strict", "--output", tmp_path / "run")
+    strict = towers(*words)
+    assert strict.status == 2
+    assert "histories.jsonl" in strict.err
+    (trained / "without").mkdir()
+    for name in ("metrics.json", "run.json", "config.json"):
+        (trained / "without" / name).write_bytes((trained / "run" / name).read_bytes())
+    without = towers("evaluate", "--model", trained / "without", *CATALOG, *HISTORIES)
+    assert without.status == 2
+    assert "trained without histories" in without.err
