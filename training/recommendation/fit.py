@@ -176,7 +176,7 @@ def fit_recommender(
     recommender = Recommender(
         trained.tower,
         weights,
-        [item_ids[row] for row in known],
+        [item_ids[row] for row in known.tolist()],
         near.moved(place, len(known)),
         counts[known],
         decay=decay,
