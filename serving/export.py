@@ -156,7 +156,9 @@ def export_retriever(
     report("build index", 1, 1)
 
     report("write version", 0, 1)
-    users = recommender and recommender.over(item_ids, item_texts, item_embeddings)
+    users = None
+    if recommender is not None:
+        users = recommender.over(item_ids, item_texts, item_embeddings)
     module = ExportedModule(retriever, chosen.index, hybrid, item_columns, users)
     manifest = Manifest(
         encoder_fingerprint=retriever.fingerprint(),
