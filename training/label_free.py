@@ -10,6 +10,7 @@ from towers.errors import InputError
 from training.catalog import Catalog
 from training.config import TrainConfig
 from training.distillation import distil
+from training.histories import Histories
 from training.lexical_weight import PRIOR_WEIGHT, LexicalChoice
 from training.methods import require_suitable
 from training.run_folder import RunFolder
@@ -30,6 +31,7 @@ def train_label_free(
     output: Path,
     *,
     lexical: LexicalIndexer | None = None,
+    histories: Histories | None = None,
     also: AlsoFit | None = None,
     progress: Progress | None = None,
     warm_up_progress: Progress | None = None,
@@ -45,6 +47,7 @@ def train_label_free(
         catalog: the items.
         output: the run folder; an interrupted run of the same inputs is taken up.
         lexical: the lexical score; without one its weight is 0.
+        histories: what `also` learns from, for the run to be known by.
         also: makes what else belongs to the run of the trained towers, ahead of its end.
         progress: told (steps done, steps in all) while training.
         warm_up_progress: told (steps done, steps in all) while the towers warm up.
@@ -79,7 +82,7 @@ def train_label_free(
     retriever = build_retriever(config, template)  # before the folder is made: it may be refused
     require_suitable(retriever.model, "full", config.fit)
 
-    run = RunFolder.open(output, config, catalog, None)
+    run = RunFolder.open(output, config, catalog, None, histories)
     metrics: dict[str, Any] = {
         "method": method,
         "items": len(catalog),

@@ -29,6 +29,7 @@ from towers.retriever import Retriever
 from training.atomic_file import atomic_file, write_json
 from training.catalog import Catalog
 from training.config import TrainConfig
+from training.histories import Histories
 from training.interactions import Interactions
 
 _FOLDERS = ("model", "checkpoints", "tensorboard")
@@ -46,7 +47,12 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, path: Path, config: TrainConfig, catalog: Catalog, interactions: Interactions | None
+        cls,
+        path: Path,
+        config: TrainConfig,
+        catalog: Catalog,
+        interactions: Interactions | None,
+        histories: Histories | None = None,
     ) -> RunFolder:
         """Starts a run in a folder, or takes up an interrupted run of the same inputs.
 
@@ -55,12 +61,13 @@ class RunFolder:
             config: all settings.
             catalog: the items.
             interactions: judged pairs; None for a run without any.
+            histories: what users took; None for a run that does not learn from it.
 
         Raises:
             InputError: the folder holds a finished run, a run of other inputs, or other things.
         """
         run = cls(path)
-        files = {"catalog": catalog, "interactions": interactions}
+        files = {"catalog": catalog, "interactions": interactions, "histories": histories}
         data = {
             name: {"path": file.path, "sha256": file.sha256}
             for name, file in files.items()

@@ -20,6 +20,7 @@ from training.config import EncoderConfig, Method, TrainConfig
 from training.contrast import require_contrast
 from training.fit import adapt, hold_out
 from training.held_out import CandidatePool
+from training.histories import Histories
 from training.interactions import Interactions
 from training.lexical_weight import LexicalChoice, LexicalScorer, choose_lexical_weight
 from training.methods import require_gradient, require_suitable
@@ -41,6 +42,7 @@ def train(
     output: Path,
     *,
     lexical: LexicalIndexer | None = None,
+    histories: Histories | None = None,
     also: AlsoFit | None = None,
     progress: Progress | None = None,
     lexical_progress: Progress | None = None,
@@ -55,6 +57,7 @@ def train(
         interactions: judged pairs.
         output: the run folder; an interrupted run of the same inputs is taken up.
         lexical: the lexical score that the weight ``auto`` is chosen for; without one it is 0.
+        histories: what `also` learns from, for the run to be known by.
         also: makes what else belongs to the run of the trained towers, ahead of its end.
         progress: told (steps done, steps in all) while training.
         lexical_progress: told (items done, items in all) while the weight is chosen.
@@ -82,7 +85,7 @@ def train(
         require_contrast(shots, texts, config.fit)
     require_gradient(method, config.fit)
     Augmenter.from_config(config.fit.augment, [])  # its sources may be refused too
-    run = RunFolder.open(output, config, catalog, interactions)
+    run = RunFolder.open(output, config, catalog, interactions, histories)
     metrics: dict[str, Any] = {
         "method": config.method,
         "items": len(catalog),

@@ -10,6 +10,7 @@ from towers.errors import InputError
 from towers.retriever import Retriever
 from training.catalog import Catalog
 from training.config import TrainConfig
+from training.histories import Histories
 from training.interactions import Interactions
 from training.run_folder import RunFolder
 
@@ -73,6 +74,23 @@ def test_a_run_of_other_inputs_is_refused(
     other = Catalog.read(tmp_path / "catalog.csv")
     with pytest.raises(InputError, match="an unfinished run of other data or settings"):
         RunFolder.open(tmp_path / "run", TrainConfig(), other, pairs)
+
+
+def test_a_run_of_other_histories_is_refused(
+    tmp_path: Path, catalog: Catalog, pairs: Interactions
+) -> None:
+    def histories(items: str) -> Histories:
+        (tmp_path / "users.jsonl").write_text(f'{{"user_id": "u", "items": {items}}}\n', "utf-8")
+        return Histories.read(tmp_path / "users.jsonl", catalog)
+
+    first = histories('["a", "b"]')
+    run = RunFolder.open(tmp_path / "run", TrainConfig(), catalog, pairs, first)
+    record = json.loads((run.path / "run.json").read_text("utf-8"))
+    assert record["data"]["histories"]["sha256"] == first.sha256
+    assert RunFolder.open(tmp_path / "run", TrainConfig(), catalog, pairs, first) == run
+    for other in (histories('["b", "a"]'), None):
+        with pytest.raises(InputError, match="an unfinished run of other data or settings"):
+            RunFolder.open(tmp_path / "run", TrainConfig(), catalog, pairs, other)
 
 
 def test_folders_with_other_things_are_refused(
