@@ -25,7 +25,7 @@ _SHARES = (0.5, 1.0)
 _PRIOR_GAIN = 0.01  # from 32 queries on; nothing at 8 or fewer
 _PRIOR_SPREAD = 0.03
 # Less is not worth the risk.
-_LEAST_GAIN = 0.003
+_LEAST_GAIN = 0.005
 _QUERY_SPREAD = 0.25
 _QUERY_SPREAD_COUNT = 10
 
@@ -102,7 +102,7 @@ def choose_method(
 
     A few queries are a poor witness. Their mean gain is combined with what is known from other
     catalogues, as two normal distributions are (a shrinkage estimate: Efron & Morris 1975), and the
-    candidate with the highest expected gain is taken: zero-shot where none is above .003.
+    candidate with the highest expected gain is taken: zero-shot where none is above .005.
 
     Args:
         retriever: the towers before training.

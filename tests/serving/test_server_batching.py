@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -209,19 +210,25 @@ def together(batcher: Batcher, arrays: list[list[float]]) -> list[list[float]]:
 
 def test_overload_is_refused_in_tensorflow_servings_words(serve):
     client = serve(max_batch_size=1, max_enqueued_batches=2, num_batch_threads=1)
-    slow = client.begin("spin", turns=[400_000])
+    slow = client.begin("spin", turns=[1_500_000])
     client.post("count", ["x"])  # by now the slow one runs
-    waiting = [client.begin("spin", turns=[n]) for n in (1, 2)]
-    client.post("count", ["x"])
+    calls = [client.begin("spin", turns=[n]) for n in range(1, 7)]
+    while sum(call.done() for call in calls) < 4:  # two wait: the others cannot
+        assert not slow.done()
+        time.sleep(0.01)
     refused = client.post("spin", [3])
+    assert not slow.done()
     assert refused.status_code == 429
     assert refused.json()["error"] == (
         "The batch scheduling queue to which this task was submitted is full; currently 2 batches "
         "enqueued and max_enqueued_batches is 2"
     )
-    error = client.begin("spin", turns=[3]).exception()
-    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert [outputs(call)["turns"] for call in (slow, *waiting)] == [[400_000], [1], [2]]
+    errors = [call.exception() for call in calls if call.done()]
+    assert [error.code() for error in errors] == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 4
+    waiting = [n for n, call in enumerate(calls, 1) if not call.done()]
+    assert [outputs(calls[n - 1])["turns"] for n in waiting] == [[n] for n in waiting]
+    assert len(waiting) == 2
+    assert outputs(slow)["turns"] == [1_500_000]
 
 
 def test_who_waits_for_a_batch_is_answered_before_the_server_ends(export):
