@@ -12,6 +12,9 @@ from towers.errors import InputError
 _SECTION = re.compile(r"\[([^\[\]]*)\]")
 _SPACES = re.compile(r"\s+")
 
+# What they bring, and why other columns are left out: docs/data.md.
+_USUAL = ("brand", "category", "description")
+
 _Part = tuple[str, str | None]
 """Text, and the column whose value follows it."""
 
@@ -47,9 +50,9 @@ class ItemTemplate:
 
     @classmethod
     def for_columns(cls, columns: Sequence[str]) -> ItemTemplate:
-        """The usual template: title, then brand and description where the catalogue has them."""
+        """The usual template: title, then brand, category and description where they are there."""
         parts = ["{title}"]
-        parts += [f"[ {{{name}}}]" for name in ("brand", "description") if name in columns]
+        parts += [f"[ {{{name}}}]" for name in _USUAL if name in columns]
         return cls("".join(parts))
 
     @property

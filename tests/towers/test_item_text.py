@@ -62,6 +62,10 @@ def test_no_rows() -> None:
         (["item_id", "title"], "{title}"),
         (["title", "description", "price"], "{title}[ {description}]"),
         (["description", "brand", "title"], "{title}[ {brand}][ {description}]"),
+        (
+            ["item_id", "title", "colour", "description", "category", "brand"],
+            "{title}[ {brand}][ {category}][ {description}]",
+        ),
     ],
 )
 def test_the_usual_template(columns: list[str], pattern: str) -> None:
