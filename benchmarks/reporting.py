@@ -18,7 +18,6 @@ from towers.item_text import ItemTemplate
 from towers.packages import package_versions
 from training.catalog import Catalog
 from training.interactions import Interactions
-from training.train import render_items
 
 RESULTS = Path(__file__).parent / "results"
 HOMEDEPOT_TEXT = ItemTemplate("{title}")
@@ -35,13 +34,17 @@ def arguments(description: str) -> argparse.ArgumentParser:
 def homedepot(data: Path) -> tuple[Catalog, list[str]]:
     """The catalogue and its item texts."""
     catalog = Catalog.read(data / "homedepot" / "catalog.csv.gz")
-    return catalog, render_items(HOMEDEPOT_TEXT, catalog)
+    return catalog, _texts(HOMEDEPOT_TEXT, catalog)
 
 
 def esci(data: Path) -> tuple[Catalog, list[str]]:
     """The catalogue and its item texts."""
     catalog = Catalog.read(data / "esci" / "catalog.jsonl.gz")
-    return catalog, render_items(ESCI_TEXT, catalog)
+    return catalog, _texts(ESCI_TEXT, catalog)
+
+
+def _texts(template: ItemTemplate, catalog: Catalog) -> list[str]:
+    return template.render({name: catalog.column(name) for name in template.columns})
 
 
 def judgements(data: Path, name: str, split: str, catalog: Catalog) -> Interactions:
@@ -49,8 +52,23 @@ def judgements(data: Path, name: str, split: str, catalog: Catalog) -> Interacti
     return Interactions.read(data / name / f"{split}.csv.gz", catalog)
 
 
-def report(name: str, title: str, rows: Sequence[Mapping[str, Any]], **settings: Any) -> None:
-    """Prints the rows as one table and writes them with the circumstances as JSON."""
+def report(
+    name: str,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    path: Path | None = None,
+    **settings: Any,
+) -> None:
+    """Prints the rows as one table and writes them with the circumstances as JSON.
+
+    Args:
+        name: of the benchmark.
+        title: of the table.
+        rows: the table.
+        path: the file to write; ``results/NAME.json`` if None.
+        **settings: kept beside the rows.
+    """
     table = Table(title=title)
     for column in rows[0]:
         table.add_column(column)
@@ -68,7 +86,8 @@ def report(name: str, title: str, rows: Sequence[Mapping[str, Any]], **settings:
         "commit": _commit(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    path = path or RESULTS / f"{name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
 def _shown(value: Any) -> str:

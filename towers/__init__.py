@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 if TYPE_CHECKING:
+    from towers.array_tokenizer import ArrayTokenizer
     from towers.checkpoint import DEFAULT_PRESET, load_backbone, load_vocabulary
     from towers.errors import InputError
     from towers.item_text import ItemTemplate
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ArrayTokenizer": "array_tokenizer",
     "DEFAULT_PRESET": "checkpoint",
     "InBatchSoftmax": "losses",
     "InputError": "errors",
@@ -50,6 +52,7 @@ _HOMES = {
 
 __all__ = [
     "DEFAULT_PRESET",
+    "ArrayTokenizer",
     "InBatchSoftmax",
     "InputError",
     "ItemTemplate",

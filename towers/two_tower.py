@@ -20,7 +20,7 @@ from towers.losses import (
     r_drop,
 )
 from towers.losses.in_batch_softmax import weighted_mean
-from towers.replicas import replica_count, whole_batch, whole_vectors
+from towers.replicas import replica_count, reportable, whole_batch, whole_vectors
 from towers.text_encoder import TextEncoder
 
 # A learned temperature stays at or above this: logits of unit vectors stay within +-100
@@ -64,7 +64,8 @@ class TwoTower(keras.Model):
 
     Under a `tf.distribute` strategy each device encodes its part of a batch, and the loss is that
     of the whole batch: the items of all devices are negatives of each query (`towers.replicas`).
-    What has a column for each candidate (`ignored`, `teacher_scores`) is refused there.
+    `C` counts the candidates of the whole batch there too: a device has some rows of `ignored` and
+    `teacher_scores`, and all their columns.
 
     `model(x)` returns `{"query": [B, d], "item": [C, d]}`, unit rows: own items, `negatives`,
     `cached`.
@@ -221,6 +222,12 @@ class TwoTower(keras.Model):
             loss = loss + ops.cast(penalty, "float32")
         # Each replica has the loss of the whole batch, and Keras adds up their gradients.
         return loss / replica_count()
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
+        """The metrics of a step, the loss among them; called by `fit` and `evaluate`."""
+        return reportable(super().compute_metrics(x, y, y_pred, sample_weight=sample_weight))
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Nothing: all weights are made in the constructor.

@@ -213,6 +213,8 @@ class TrainConfig(_Section):
             from the shots, ``off`` for 0.
         seed: decides the draw, the held-out queries, the order, dropout and a random projection.
         warm_up: ``catalog`` to train on pairs made of the catalogue before the method begins.
+        strategy: the devices to train on; docs/devices.md.
+        deterministic: the same bits in every run on the same machine; slower on a GPU.
         encoder: the towers.
         fit: the adaptation.
     """
@@ -223,6 +225,8 @@ class TrainConfig(_Section):
     lexical: Literal["auto", "off"] | Annotated[float, Field(ge=0, le=1)] = "auto"
     seed: int = Field(0, ge=0)
     warm_up: Literal["off", "catalog"] = "off"
+    strategy: Literal["auto", "mirrored", "multi-worker", "tpu"] = "auto"
+    deterministic: bool = False
     encoder: EncoderConfig = EncoderConfig()
     fit: FitConfig = FitConfig()
 

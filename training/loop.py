@@ -24,8 +24,12 @@ class Batches(Protocol):
 
     epoch: int
 
-    def dataset(self) -> tf.data.Dataset:
-        """Batches of the epoch that `epoch` says when iteration begins, of known number."""
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """What the batches of an epoch are made of; equally many in all epochs."""
+        ...
+
+    def dataset(self) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+        """Batches of the epoch that `epoch` says when iteration begins."""
         ...
 
 
@@ -100,12 +104,12 @@ def train_epochs(
     ]
     if progress is not None:
         own.append(StepProgress(progress))
-    dataset = batches.dataset()
-    model.compile(optimizer=adamw(config, config.epochs * int(dataset.cardinality()), model))
+    steps = config.epochs * len(batches.plan(0))
+    model.compile(optimizer=adamw(config, steps, model))
     done = checkpoints.resume()
     if not checkpoints.is_over:
         model.fit(
-            dataset,
+            batches.dataset(),
             epochs=config.epochs,
             initial_epoch=done,
             callbacks=[*own, *callbacks],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import tensorflow as tf
+
 from towers.adaptation import (
     ALL_KERNELS,
     QUERY_VALUE,
@@ -124,6 +126,14 @@ def require_suitable(model: TwoTower, method: Method, config: FitConfig) -> None
             raise InputError(f"top_layers is {config.top_layers}; the encoder has {layers} layers")
         if config.r_drop and not tower.backbone.dropout:
             raise InputError("r_drop compares two passes with dropout; the encoder has none")
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        if config.mixed_precision == "mixed_float16":
+            # Keras looks for overflow in the part of the gradient that one device has.
+            raise InputError(
+                "mixed_float16 trains on one device: take mixed_bfloat16 or float32 for several"
+            )
+        if method == "adalora":
+            raise InputError("method adalora trains on one device: take lora for several")
 
 
 def trainable_copy(model: TwoTower, method: Method, config: FitConfig) -> TwoTower:

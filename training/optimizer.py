@@ -11,12 +11,13 @@ from towers.adaptation import AdaLoRA
 from towers.two_tower import TwoTower
 from training.config import FitConfig
 from training.rank_budget import RankBudgetAdamW
+from training.whole_batch_adamw import WholeBatchAdamW
 
 # Parts of variable names that AdamW's decay leaves alone (Devlin et al. 2019, BERT's own recipe).
 _NO_DECAY = ("bias", "norm", "gamma", "beta", "log_temperature")
 
 
-class DiscriminativeAdamW(keras.optimizers.AdamW):
+class DiscriminativeAdamW(WholeBatchAdamW):
     """AdamW with a factor of the learning rate for each variable.
 
     The factor is not one of the gradient, which Adam would cancel. Weight decay goes by the full
@@ -72,7 +73,7 @@ def adamw(
             schedule, triplets=triplets, budget=budget, steps=steps, **options
         )
     elif config.layer_decay == 1.0 or model is None:
-        optimizer = keras.optimizers.AdamW(schedule, **options)
+        optimizer = WholeBatchAdamW(schedule, **options)
     else:
         factors = layer_factors(model, config.layer_decay)
         optimizer = DiscriminativeAdamW(schedule, factors=factors, **options)

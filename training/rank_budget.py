@@ -9,12 +9,13 @@ import keras
 from keras import ops
 
 from towers.adaptation.adalora import Triplets
+from training.whole_batch_adamw import WholeBatchAdamW
 
 _START, _END = 0.1, 0.3  # shares of the steps before the budget begins to fall, and after it has
 _SMOOTHING = 0.85  # of the importance and of its uncertainty; the paper's beta_1 and beta_2
 
 
-class RankBudgetAdamW(keras.optimizers.AdamW):
+class RankBudgetAdamW(WholeBatchAdamW):
     """AdamW that sets all but the most important triplets' values to zero after every step.
 
     A triplet is one column of ``left``, one entry of ``values`` and one row of ``right``. The
@@ -58,7 +59,7 @@ class RankBudgetAdamW(keras.optimizers.AdamW):
             ["importance", "uncertainty"],
         )
 
-    def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
+    def apply_whole(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
         """One step; see the class."""
         variables = (
             self._trainable_variables if trainable_variables is None else trainable_variables
@@ -66,7 +67,7 @@ class RankBudgetAdamW(keras.optimizers.AdamW):
         gradient_of = {id(v): g for v, g in zip(variables, grads, strict=True)}
         scores = self._observe(gradient_of)
         budget = self.budget(self.iterations)
-        super().apply(grads, trainable_variables)
+        super().apply_whole(grads, trainable_variables)
         ranked = ops.sort(ops.concatenate([ops.reshape(score, (-1,)) for score in scores]))
         place = ops.shape(ranked)[0] - ops.cast(budget, "int32")
         threshold = ops.take(ranked, place)

@@ -49,14 +49,13 @@ def batch(count):
     return x, np.zeros(count, "int32"), (rng.random(count) + 0.5).astype("float32")
 
 def step(model, data):
-    import tensorflow as tf
-    before = [weight.numpy() for weight in model.trainable_weights]
-    dataset = tf.data.Dataset.from_tensors(data)
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    history = model.fit(dataset.with_options(options), epochs=1, verbose=0, shuffle=False)
-    gradient = [b - w.numpy() for b, w in zip(before, model.trainable_weights)]
-    return history.history["loss"][0], np.concatenate([g.ravel() for g in gradient])
+    import keras
+    before = [keras.ops.convert_to_numpy(weight) for weight in model.trainable_weights]
+    x, y, weight = data
+    history = model.fit(x, y, sample_weight=weight, batch_size=len(y), verbose=0, shuffle=False)
+    after = [keras.ops.convert_to_numpy(weight) for weight in model.trainable_weights]
+    gradient = [(b - a).ravel() for b, a in zip(before, after)]
+    return history.history["loss"][0], np.concatenate(gradient)
 """
 
 LOGICAL_DEVICES = (
@@ -80,7 +79,27 @@ print(json.dumps(report))
 """
 )
 
-# Keras's `fit` cannot average the loss over several workers, hence a step by hand.
+JAX_DEVICES = (
+    MODEL
+    + """
+import jax, keras
+assert len(jax.devices()) == int(sys.argv[1])
+report = []
+for count, options in json.loads(sys.argv[2]):
+    keras.distribution.set_distribution(None)
+    loss, gradient = step(towers(**options), batch(count))
+    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    model = towers(**options)
+    there, slope = step(model, batch(count))
+    assert len(model.trainable_weights[0].value.sharding.device_set) == len(jax.devices())
+    sizes = np.abs(gradient).max(), np.abs(slope - gradient).max()
+    report.append([loss, there, *map(float, sizes)])
+assert "tensorflow" not in sys.modules
+print(json.dumps(report))
+"""
+)
+
+# By hand, so that the workers have unequal parts; tests/training/test_devices.py has `fit`.
 WORKER = (
     MODEL
     + """
@@ -132,7 +151,25 @@ def start(script: str, *arguments: str, **environment: str) -> subprocess.Popen[
     ],
 )
 def test_replicas_of_one_process(devices: int, cases: list[tuple[int, dict[str, float]]]) -> None:
-    process = start(LOGICAL_DEVICES, str(devices), json.dumps(cases))
+    same_as_one_device(start(LOGICAL_DEVICES, str(devices), json.dumps(cases)), cases)
+
+
+def test_jax_devices() -> None:
+    cases = [(8, {}), (8, {"chunks": 2})]
+    process = start(
+        JAX_DEVICES,
+        "4",
+        json.dumps(cases),
+        KERAS_BACKEND="jax",
+        JAX_PLATFORMS="cpu",
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    )
+    same_as_one_device(process, cases)
+
+
+def same_as_one_device(
+    process: subprocess.Popen[str], cases: list[tuple[int, dict[str, float]]]
+) -> None:
     output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors[-3000:]
     report = json.loads(output.splitlines()[-1])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -355,52 +352,3 @@ def test_towers_of_different_width(make_tiny_retriever: Make) -> None:
     narrow = TextEncoder(wide.backbone, projection_dim=8)
     with pytest.raises(ValueError, match="makes 32 numbers a text, the item tower 8"):
         TwoTower(wide, narrow)
-
-
-# Without TensorFlow
-
-JAX_FIT = """
-import sys
-
-class NoTensorFlow:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("tensorflow", "tensorflow_text", "tf_keras"):
-            raise ImportError(name + " is blocked")
-
-sys.meta_path.insert(0, NoTensorFlow())
-import keras, keras_hub, numpy as np
-from towers import InBatchSoftmax, TextEncoder, TwoTower
-
-assert keras.backend.backend() == "jax"
-keras.utils.set_random_seed(0)
-backbone = keras_hub.models.BertBackbone(
-    vocabulary_size=40, num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=32,
-    max_sequence_length=8, dropout=0.0,
-)
-model = TwoTower(TextEncoder(backbone), loss=InBatchSoftmax(symmetric=True), learn_temperature=True)
-rng = np.random.default_rng(0)
-tokens = lambda: {
-    "token_ids": rng.integers(1, 40, (16, 8)).astype("int32"),
-    "padding_mask": np.ones((16, 8), "int32"),
-}
-ids = np.arange(16)
-x = {"query": tokens(), "item": tokens(), "item_ids": ids, "positive_ids": ids[:, None]}
-model.compile(optimizer=keras.optimizers.Adam(3e-3))
-losses = model.fit(x, batch_size=16, epochs=10, verbose=0).history["loss"]
-assert losses[-1] < 0.8 * losses[0], losses
-assert "tensorflow" not in sys.modules
-print("trained", losses[0], losses[-1])
-"""
-
-
-def test_jax_trains_without_tensorflow(tmp_path: Path) -> None:
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, "-c", JAX_FIT],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.startswith("trained")

@@ -14,6 +14,7 @@ from towers.cli.lexical import Lexical, lexical_option, lexical_scorer
 from towers.cli.output import emit, json_option, progress_bars, say
 
 if TYPE_CHECKING:
+    from training.config import TrainConfig
     from training.histories import Histories
     from training.train import AlsoFit
 
@@ -52,7 +53,18 @@ METHODS = [
 @click.option("--epochs", type=int, help="Passes over the pairs, at most.")
 @click.option("--batch-size", type=int, help="Pairs a batch.")
 @click.option("--learning-rate", type=float, help="Peak learning rate.")
+@click.option(
+    "--mixed-precision",
+    type=click.Choice(["auto", "float32", "mixed_bfloat16", "mixed_float16"]),
+    help="What matrices are multiplied in; auto: bfloat16 where the device has it.",
+)
 @click.option("--seed", type=int, help="Decides draw, split, order and dropout.")
+@click.option(
+    "--strategy",
+    type=click.Choice(["auto", "mirrored", "multi-worker", "tpu"]),
+    help="Devices to train on; docs/devices.md. auto: one, or all GPUs of this machine.",
+)
+@click.option("--deterministic", is_flag=True, help="The same bits in every run.")
 @click.option("--config", "config_path", type=click.Path(), help="TOML or JSON configuration.")
 @click.option("--strict", is_flag=True, help="Refuse unknown items.")
 @json_option
@@ -71,7 +83,10 @@ def command(
     epochs: int | None,
     batch_size: int | None,
     learning_rate: float | None,
+    mixed_precision: str | None,
     seed: int | None,
+    strategy: str | None,
+    deterministic: bool,
     config_path: str | None,
     strict: bool,
     as_json: bool,
@@ -93,9 +108,34 @@ def command(
         lexical=lexical,
         min_grade=min_grade,
         seed=seed,
+        strategy=strategy,
+        deterministic=deterministic or None,
         encoder={"preset": encoder, "item_template": item_text},
-        fit={"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate},
+        fit={
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "mixed_precision": mixed_precision,
+        },
     )
+    from training.devices import training_devices
+
+    if interactions is None and ((strict and histories is None) or min_grade is not None):
+        raise click.UsageError("--strict and --min-grade need --interactions")
+    with training_devices(output, config.strategy, deterministic=config.deterministic) as folder:
+        metrics = _train(config, catalog, interactions, histories, folder, strict)
+    emit({"output": str(output), **metrics}, as_json, lambda: _report(output, metrics))
+
+
+def _train(
+    config: TrainConfig,
+    catalog: str,
+    interactions: str | None,
+    histories: str | None,
+    output: Path,
+    strict: bool,
+) -> dict[str, Any]:
+    """Reads the data and trains on them."""
     from training.catalog import Catalog
     from training.interactions import Interactions
     from training.label_free import train_label_free
@@ -103,12 +143,10 @@ def command(
 
     products = Catalog.read(catalog)
     if interactions is None:
-        if (strict and histories is None) or min_grade is not None:
-            raise click.UsageError("--strict and --min-grade need --interactions")
         say(f"{len(products):,} items, no interactions")
         people = read_histories(histories, products, strict) if histories else None
         with progress_bars() as progress:
-            metrics = train_label_free(
+            return train_label_free(
                 config,
                 products,
                 output,
@@ -118,8 +156,6 @@ def command(
                 warm_up_progress=partial(progress, "Warming up"),
                 progress=partial(progress, "Training"),
             )
-        emit({"output": str(output), **metrics}, as_json, lambda: _report(output, metrics))
-        return
     judgements = Interactions.read(interactions, products, strict=strict)
     say(
         f"{len(products):,} items, {len(judgements):,} judged pairs "
@@ -129,7 +165,7 @@ def command(
         say(f"left out: {judgements.unknown_items}")
     people = read_histories(histories, products, strict) if histories else None
     with progress_bars() as progress:
-        metrics = train(
+        return train(
             config,
             products,
             judgements,
@@ -142,7 +178,6 @@ def command(
             progress=partial(progress, "Training"),
             lexical_progress=partial(progress, "Choosing the lexical weight"),
         )
-    emit({"output": str(output), **metrics}, as_json, lambda: _report(output, metrics))
 
 
 def _also(
