@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,21 @@ class Checkpoints(keras.callbacks.Callback):
         retriever: holds the model being trained.
         pool: held-out queries and candidates; if None, the last weights are the best ones.
         patience: epochs without a better score before training is stopped.
+        keep_every: the weights of the last epoch whose number is a multiple of it are kept too;
+            none if 0.
     """
 
     def __init__(
-        self, folder: Path, retriever: Retriever, pool: CandidatePool | None, *, patience: int
+        self,
+        folder: Path,
+        retriever: Retriever,
+        pool: CandidatePool | None,
+        *,
+        patience: int,
+        keep_every: int = 0,
     ) -> None:
         super().__init__()
+        self.keep_every = keep_every
         self.folder, self.retriever, self.pool, self.patience = folder, retriever, pool, patience
         self.losses: list[float] = []
         self.scores: list[float] = []
@@ -92,6 +103,16 @@ class Checkpoints(keras.callbacks.Callback):
         if self.best_epoch != len(self.losses):
             self.retriever.model.load_weights(self._weights(self.best_epoch))
 
+    @contextmanager
+    def towers_of(self, epoch: int) -> Iterator[Retriever]:
+        """The towers as they were after an epoch that was kept; for the start of an epoch."""
+        now, model = len(self.losses), self.retriever.model
+        if epoch != now:
+            model.load_weights(self._weights(epoch))
+        yield self.retriever
+        if epoch != now:
+            model.load_weights(self._weights(now))
+
     def _save(self) -> None:
         epoch = len(self.losses)
         self.retriever.model.save_weights(self._weights(epoch))  # the optimizer's state included
@@ -99,8 +120,11 @@ class Checkpoints(keras.callbacks.Callback):
         state = {"losses": self.losses, "scores": self.scores, "hidden": hidden}
         with atomic_file(self.folder / "state.json") as partial:
             partial.write_text(json.dumps(state), "utf-8")
+        kept = {epoch, self.best_epoch}
+        if self.keep_every:
+            kept.add(epoch - epoch % self.keep_every)
         for path in self.folder.glob("epoch-*.weights.h5"):
-            if path not in (self._weights(epoch), self._weights(self.best_epoch)):
+            if path not in map(self._weights, kept):
                 path.unlink()
 
     def _weights(self, epoch: int) -> Path:

@@ -103,7 +103,7 @@ def _tpu() -> tf.distribute.Strategy:
     except Exception as error:  # many types, after what was looked for
         raise InputError(
             "strategy tpu needs a TPU and a TensorFlow that was built for it; none was found: "
-            f"{' '.join(str(error).split())}"
+            f"{str(error).partition('. ')[0]}"
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 

@@ -26,7 +26,7 @@ from training.lexical_weight import LexicalScorer, choose_lexical_weight
 from training.linear import fit_linear
 from training.loop import train_epochs
 from training.methods import finished, require_suitable, trainable_copy, with_learning_rate
-from training.negatives import CatalogNegatives, Remine
+from training.negatives import CatalogNegatives
 from training.pair_vectors import PairVectors, encode_pairs
 from training.shots import split_by_query
 
@@ -136,9 +136,6 @@ def adapt(
     negatives, anchor = _from_catalog(
         retriever, train, item_texts, config, lexical, judgements, progress
     )
-    if negatives is not None and config.remine:
-        items = config.towers == "both"
-        callbacks = [*callbacks, Remine(negatives, retriever, config.remine, items=items)]
     batches = PairBatches(
         retriever,
         train,
@@ -154,7 +151,14 @@ def adapt(
     )
     pool = CandidatePool(held_out, item_texts, seed=seed) if held_out is not None else None
     checkpoints = train_epochs(
-        retriever, batches, config, folder=folder, pool=pool, progress=progress, callbacks=callbacks
+        retriever,
+        batches,
+        config,
+        folder=folder,
+        pool=pool,
+        negatives=negatives,
+        progress=progress,
+        callbacks=callbacks,
     )
     adapted = Retriever(finished(model), retriever.tokenizer, retriever.text)
     losses, scores, best_epoch = checkpoints.losses, checkpoints.scores, checkpoints.best_epoch

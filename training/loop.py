@@ -16,6 +16,7 @@ from towers.retriever import Retriever
 from training.checkpoints import Checkpoints
 from training.config import FitConfig
 from training.held_out import CandidatePool
+from training.negatives import CatalogNegatives, Remine
 from training.optimizer import adamw
 
 
@@ -70,6 +71,7 @@ def train_epochs(
     folder: Path,
     name: str = "",
     pool: CandidatePool | None = None,
+    negatives: CatalogNegatives | None = None,
     progress: Progress | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Checkpoints:
@@ -84,6 +86,7 @@ def train_epochs(
         folder: for checkpoints and TensorBoard's event files.
         name: of a folder inside the folders of these, for a run of several parts.
         pool: held-out queries that decide which weights are best; the last ones if None.
+        negatives: found anew where the configuration says so.
         progress: told (steps done, steps in all).
         callbacks: further Keras callbacks.
 
@@ -95,7 +98,11 @@ def train_epochs(
     """
     model = retriever.model
     checkpoints = Checkpoints(
-        folder / "checkpoints" / name, retriever, pool, patience=config.patience
+        folder / "checkpoints" / name,
+        retriever,
+        pool,
+        patience=config.patience,
+        keep_every=config.remine,
     )
     own: list[keras.callbacks.Callback] = [
         EpochOrder(batches),
@@ -104,6 +111,9 @@ def train_epochs(
     ]
     if progress is not None:
         own.append(StepProgress(progress))
+    if negatives is not None and config.remine:
+        items = config.towers == "both"
+        own.append(Remine(negatives, checkpoints, config.remine, items=items))
     steps = config.epochs * len(batches.plan(0))
     model.compile(optimizer=adamw(config, steps, model))
     done = checkpoints.resume()

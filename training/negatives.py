@@ -11,6 +11,7 @@ import numpy as np
 
 from towers.encoding import Progress
 from towers.retriever import Retriever
+from training.checkpoints import Checkpoints
 from training.interactions import Interactions
 from training.lexical_weight import LexicalScorer, fused
 from training.pair_vectors import PairVectors, encode_pairs
@@ -216,24 +217,29 @@ class CatalogNegatives:
 class Remine(keras.callbacks.Callback):
     """Lets negatives be found anew, every so many epochs, with the towers as they are by then.
 
-    A run that was killed and taken up again begins with the towers as they are then, too.
+    A run that was killed and taken up again looks with the towers of the epoch it was last time for
+    it, which its checkpoints have kept.
 
     Args:
         negatives: what is to look.
-        retriever: holds the model that is trained.
+        checkpoints: of the model that is trained.
         every: number of epochs.
         items: whether the item tower is trained.
     """
 
     def __init__(
-        self, negatives: CatalogNegatives, retriever: Retriever, every: int, *, items: bool
+        self, negatives: CatalogNegatives, checkpoints: Checkpoints, every: int, *, items: bool
     ) -> None:
         super().__init__()
-        self.negatives, self.retriever, self.every, self.items = negatives, retriever, every, items
-        self._begun = False
+        self.negatives, self.checkpoints = negatives, checkpoints
+        self.every, self.items = every, items
+        self._looked = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks anew where it is time."""
-        if epoch and (epoch % self.every == 0 or not self._begun):
-            self.negatives.look(self.retriever, items=self.items)
-        self._begun = True
+        last = epoch - epoch % self.every
+        if last == self._looked:
+            return
+        with self.checkpoints.towers_of(last) as retriever:
+            self.negatives.look(retriever, items=self.items)
+        self._looked = last

@@ -94,7 +94,6 @@ for count, options in json.loads(sys.argv[2]):
     assert len(model.trainable_weights[0].value.sharding.device_set) == len(jax.devices())
     sizes = np.abs(gradient).max(), np.abs(slope - gradient).max()
     report.append([loss, there, *map(float, sizes)])
-assert "tensorflow" not in sys.modules
 print(json.dumps(report))
 """
 )

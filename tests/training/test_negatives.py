@@ -16,6 +16,7 @@ from towers.losses import AdditiveMarginSoftmax, GradedSoftmax
 from towers.retriever import Retriever
 from training.batches import PairBatches
 from training.catalog import Catalog
+from training.checkpoints import Checkpoints
 from training.config import FitConfig, Method, TrainConfig
 from training.fit import adapt
 from training.interactions import Interactions
@@ -213,7 +214,9 @@ def test_a_batch_with_all_of_it(
         assert np.isfinite(float(tiny_retriever.model.compute_loss(x=x, y_pred=y, training=False)))
 
 
-def test_mining_anew(make_tiny_retriever: Make, pairs: Interactions, texts: list[str]) -> None:
+def test_mining_anew(
+    tmp_path: Path, make_tiny_retriever: Make, pairs: Interactions, texts: list[str]
+) -> None:
     retriever, other = make_tiny_retriever(seed=1), make_tiny_retriever(seed=2)
     negatives = find(retriever, pairs, texts, hard=2)
     start = negatives.vectors
@@ -222,20 +225,31 @@ def test_mining_anew(make_tiny_retriever: Make, pairs: Interactions, texts: list
         fresh = other.encode_items(texts)
         return bool(np.abs(negatives.vectors.of_items(np.arange(9)) - fresh).max() < 1e-2)
 
-    callback = Remine(negatives, other, 2, items=True)
+    checkpoints = Checkpoints(tmp_path, other, None, patience=1)
+    callback = Remine(negatives, checkpoints, 2, items=True)
     for epoch, expected in [(0, False), (1, False), (2, True)]:
+        checkpoints.losses = [0.5] * epoch
         callback.on_epoch_begin(epoch)
         assert now() is expected
     pools = find(other, pairs, texts, hard=2)
     for pair in range(len(pairs.positives())):
         assert sorted(negatives.pool(pair)) == sorted(pools.pool(pair))
-    # A run that was taken up looks at once; a frozen item tower is not asked.
+    # A run that was taken up after three epochs looks with the towers of the second, and goes on
+    # with its own; a frozen item tower is not asked.
+    third = make_tiny_retriever(seed=3)
+    other.model.save_weights(tmp_path / "epoch-2.weights.h5")
+    third.model.save_weights(tmp_path / "epoch-3.weights.h5")
+    own = third.model.get_weights()
     negatives = find(retriever, pairs, texts, hard=2)
-    Remine(negatives, other, 5, items=False).on_epoch_begin(3)
+    checkpoints = Checkpoints(tmp_path, third, None, patience=1)
+    checkpoints.losses = [0.5] * 3
+    Remine(negatives, checkpoints, 2, items=False).on_epoch_begin(3)
     np.testing.assert_array_equal(negatives.vectors.items, start.items)
     np.testing.assert_allclose(
         negatives.vectors.queries, other.encode_queries(pairs.positives().queries), atol=1e-6
     )
+    for weight, before in zip(third.model.get_weights(), own, strict=True):
+        np.testing.assert_array_equal(weight, before)
 
 
 # Training
