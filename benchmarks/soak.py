@@ -44,7 +44,8 @@ def main() -> None:
         row |= _kill(base, queries, options.restarts)
         row |= _swap(export, base, queries, options.swaps, options.rate)
         row |= _remember(base, queries, options.requests)
-    report("soak", "A server in trouble", [row], **{k: str(v) for k, v in vars(options).items()})
+    settings: dict[str, Any] = {name: str(value) for name, value in vars(options).items()}
+    report("soak", "A server in trouble", [row], **settings)
 
 
 def _publish(export: Path, base: Path, version: int) -> None:

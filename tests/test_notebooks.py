@@ -54,7 +54,11 @@ def test_quickstart(execute: Callable[..., str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "devices"), [("jax", "jax: 2 x cpu"), ("tensorflow", "tensorflow: 1 x ")]
+    ("backend", "devices"),
+    [
+        ("jax", "jax: 2 x cpu"),
+        pytest.param("tensorflow", "tensorflow: 1 x ", marks=pytest.mark.slow),
+    ],
 )
 def test_colab(execute: Callable[..., str], tmp_path: Path, backend: str, devices: str) -> None:
     said = execute(

@@ -116,10 +116,11 @@ def _gathered(rows: Any) -> Any:
     """The rows of all replicas, one after the other."""
     import tensorflow as tf
 
+    # The identity: an input has no device yet, and several workers ask for one.
+    rows = tf.identity(rows)
     if rows.dtype == tf.bool:  # which collectives do not take
         return tf.cast(_gathered(tf.cast(rows, tf.int32)), tf.bool)
-    # The identity: an input has no device yet, and several workers ask for one.
-    return tf.distribute.get_replica_context().all_gather(tf.identity(rows), axis=0)
+    return tf.distribute.get_replica_context().all_gather(rows, axis=0)
 
 
 def _context() -> Any:

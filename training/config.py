@@ -27,6 +27,9 @@ Method = Literal[
     "distilled",
 ]
 """What is trained."""
+Strategy = Literal["auto", "mirrored", "multi-worker", "tpu"]
+"""``auto``: all GPUs of this machine where it has several, else one device. ``mirrored``: several
+devices of this machine. ``multi-worker``: machines that ``TF_CONFIG`` names. ``tpu``: a TPU."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -213,7 +216,7 @@ class TrainConfig(_Section):
             from the shots, ``off`` for 0.
         seed: decides the draw, the held-out queries, the order, dropout and a random projection.
         warm_up: ``catalog`` to train on pairs made of the catalogue before the method begins.
-        strategy: the devices to train on; docs/devices.md.
+        strategy: the devices to train on; see `Strategy` and docs/devices.md.
         deterministic: the same bits in every run on the same machine; slower on a GPU.
         encoder: the towers.
         fit: the adaptation.
@@ -225,7 +228,7 @@ class TrainConfig(_Section):
     lexical: Literal["auto", "off"] | Annotated[float, Field(ge=0, le=1)] = "auto"
     seed: int = Field(0, ge=0)
     warm_up: Literal["off", "catalog"] = "off"
-    strategy: Literal["auto", "mirrored", "multi-worker", "tpu"] = "auto"
+    strategy: Strategy = "auto"
     deterministic: bool = False
     encoder: EncoderConfig = EncoderConfig()
     fit: FitConfig = FitConfig()

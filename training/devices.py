@@ -10,15 +10,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import tensorflow as tf
 
 from towers.errors import InputError
-
-Strategy = Literal["auto", "mirrored", "multi-worker", "tpu"]
-"""``auto``: all GPUs of this machine where it has several, else one device. ``mirrored``: several
-devices of this machine. ``multi-worker``: machines that ``TF_CONFIG`` names. ``tpu``: a TPU."""
+from training.config import Strategy
 
 _CLUSTER = (
     '{"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}'
@@ -37,8 +33,8 @@ def training_devices(
 
     Args:
         output: the run folder; several workers must share it.
-        strategy: see `Strategy`. Must be entered ahead of any TensorFlow operation if
-            ``multi-worker``.
+        strategy: see `training.config.Strategy`. With ``multi-worker``, to be entered ahead of any
+            TensorFlow operation.
         deterministic: use operations that give the same bits in every run, for the rest of the
             process; slower on a GPU.
 

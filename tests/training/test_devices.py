@@ -9,15 +9,20 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from towers.cli import cli, run
 from towers.errors import InputError
+from towers.retriever import Retriever
+from training.config import FitConfig, Method
 from training.devices import make_strategy
 from training.epoch_dataset import row_parts
+from training.methods import require_suitable
 
 # Runs the command line on some logical CPU devices, once for each list of arguments, and keeps the
 # weights that this process ends with.
@@ -144,6 +149,7 @@ def test_devices_and_workers_end_where_one_device_does(shop: Path) -> None:
 @pytest.mark.parametrize(
     ("strategy", "config", "message"),
     [
+        ("tpu", None, "strategy tpu needs a TPU and a TensorFlow that was built for it; none was"),
         ("mirrored", None, "needs several devices, and TensorFlow sees one CPU"),
         ("multi-worker", None, "needs TF_CONFIG in the environment of every worker: {"),
         ("multi-worker", "{", "its value cannot be read"),
@@ -163,6 +169,28 @@ def test_devices_that_are_not_there(
         monkeypatch.setenv("TF_CONFIG", config)
     with pytest.raises(InputError, match=message):
         make_strategy(strategy)
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "message"),
+    [
+        ("full", "mixed_float16", "mixed_float16 trains on one device: take mixed_bfloat16 or"),
+        ("adalora", "float32", "method adalora trains on one device: take lora"),
+    ],
+)
+def test_what_one_device_alone_can_do(
+    method: Method,
+    precision: Any,
+    message: str,
+    tiny_retriever: Retriever,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = FitConfig(mixed_precision=precision)
+    require_suitable(tiny_retriever.model, method, config)
+    several = SimpleNamespace(num_replicas_in_sync=2)
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: several)
+    with pytest.raises(InputError, match=message):
+        require_suitable(tiny_retriever.model, method, config)
 
 
 def test_the_command_line_says_so(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
