@@ -167,7 +167,7 @@ class PairBatches:
         text, tokenizer = self.retriever.text, self.retriever.tokenizer
         self._query_tokens = self._tokens_of(self.pairs.queries)
         self._text_id = text_ids(self.item_texts)
-        self._extra = bool(self.catalog_negatives or (self.negatives and self.negatives.hard))
+        self._extra = bool(self.catalog_negatives or (self.negatives and self.negatives.encoded))
         rows = np.arange(len(self.item_texts)) if self._extra else np.unique(self.pairs.item_row)
         sequences = token_sequences(
             tokenizer, [self.item_texts[row] for row in rows.tolist()], text.item_max_length
@@ -264,8 +264,8 @@ class PairBatches:
         rows = [self.pairs.item_row[pairs]]  # catalogue rows of the candidates, by kind
         if self._extra:
             drawn = rng.integers(len(self.item_texts), size=self.catalog_negatives)
-            if self.negatives and self.negatives.hard:
-                drawn = np.concatenate([self.negatives.draw_hard(pairs, rng), drawn])
+            if self.negatives and self.negatives.encoded:
+                drawn = np.concatenate([self.negatives.draw(pairs, rng), drawn])
             if not len(drawn):  # nothing hard for any of them, but a batch must have its shape
                 drawn = rng.integers(len(self.item_texts), size=1)
             rows.append(drawn)

@@ -116,6 +116,8 @@ class FitConfig(_Section):
         hard_negatives: items that rank high for a query and are no positives of it, added for each
             pair of a batch (`training.negatives`).
         hard_negatives_from: whose ranking that is: ``towers``, ``lexical`` or ``both``.
+        judged_negatives: items judged for the query of a pair, and lower than its positives, added
+            for each pair of a batch where there are any.
         cached_negatives: random catalogue items added to each batch as vectors, which cost no
             encoding; thousands are cheap.
         remine: epochs after which hard negatives are mined and cached vectors are made anew by the
@@ -162,6 +164,7 @@ class FitConfig(_Section):
     catalog_negatives: int = Field(0, ge=0)
     hard_negatives: int = Field(0, ge=0, le=30)
     hard_negatives_from: Literal["towers", "lexical", "both"] = "towers"
+    judged_negatives: int = Field(0, ge=0)
     cached_negatives: int = Field(0, ge=0)
     remine: int = Field(0, ge=0)
     accumulate: int = Field(1, ge=1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from towers.encoding import Progress
 from towers.errors import InputError
@@ -26,7 +27,7 @@ from training.lexical_weight import LexicalScorer, choose_lexical_weight
 from training.linear import fit_linear
 from training.loop import train_epochs
 from training.methods import finished, require_suitable, trainable_copy, with_learning_rate
-from training.negatives import CatalogNegatives
+from training.negatives import CatalogNegatives, judged_below, text_ids
 from training.pair_vectors import PairVectors, encode_pairs
 from training.shots import split_by_query
 
@@ -211,7 +212,12 @@ def _from_catalog(
     progress: Progress | None,
 ) -> tuple[CatalogNegatives | None, PairVectors | None]:
     """Negatives from the catalogue, and the vectors to be anchored to, where they are wanted."""
-    extra = config.hard_negatives or config.cached_negatives
+    below = np.zeros(0, np.int64)
+    if config.judged_negatives and known is not None:
+        judged = judged_below(pairs, known, text_ids(item_texts))
+        below = np.concatenate([below, *judged.values()])
+    everything = config.hard_negatives or config.cached_negatives or config.catalog_negatives
+    extra = config.hard_negatives or config.cached_negatives or len(below)
     if not (extra or config.anchor):
         return None, None
     source = config.hard_negatives_from
@@ -219,7 +225,7 @@ def _from_catalog(
         raise InputError(
             f'hard_negatives_from = "{source}" needs the lexical score of the catalogue'
         )
-    rows = None if extra or config.catalog_negatives else pairs.item_row
+    rows = None if everything else np.concatenate([pairs.item_row, below])
     vectors = encode_pairs(retriever, pairs.queries, item_texts, rows, progress=progress)
     negatives = None
     if extra:
@@ -229,6 +235,7 @@ def _from_catalog(
             vectors,
             hard=config.hard_negatives,
             source=source,
+            judged=config.judged_negatives,
             cached=config.cached_negatives,
             lexical=lexical,
             known=known,

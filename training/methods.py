@@ -103,7 +103,10 @@ def require_gradient(method: Method, config: FitConfig) -> None:
     if method not in ("zero-shot", "linear"):
         return
     plain = FitConfig()
-    names = ("loss", "hard_negatives", "cached_negatives", "anchor", "fgm", "r_drop", "accumulate")
+    names = (
+        *("loss", "hard_negatives", "judged_negatives", "cached_negatives"),
+        *("anchor", "fgm", "r_drop", "accumulate"),
+    )
     given = [name for name in names if getattr(config, name) != getattr(plain, name)]
     if given:
         raise InputError(

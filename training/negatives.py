@@ -42,6 +42,37 @@ def text_ids(item_texts: Sequence[str]) -> np.ndarray:
     return np.array([ids.setdefault(text, len(ids)) for text in item_texts], np.int32)
 
 
+def judged_below(
+    pairs: Interactions, known: Interactions, text_id: np.ndarray
+) -> dict[int, np.ndarray]:
+    """What was judged for queries, and lower than every positive of theirs.
+
+    Args:
+        pairs: positive pairs.
+        known: judgements, of these queries and others.
+        text_id: see `text_ids`; an item of equal text with a positive is left out.
+
+    Returns:
+        Catalogue rows, ascending, by the number of the query in `pairs`; queries without any are
+        not there.
+    """
+    place = {query: number for number, query in enumerate(pairs.queries)}
+    positives: list[set[int]] = [set() for _ in pairs.queries]
+    lowest = np.full(len(pairs.queries), np.iinfo(np.int32).max)
+    np.minimum.at(lowest, pairs.query_row, pairs.grade)
+    for query, item in zip(pairs.query_row.tolist(), pairs.item_row, strict=True):
+        positives[query].add(int(text_id[item]))
+    found: dict[int, set[int]] = {}
+    for query, item, grade in zip(
+        known.query_row.tolist(), known.item_row.tolist(), known.grade.tolist(), strict=True
+    ):
+        number = place.get(known.queries[query])
+        if number is None or grade >= lowest[number] or int(text_id[item]) in positives[number]:
+            continue
+        found.setdefault(number, set()).add(item)
+    return {number: np.array(sorted(rows), np.int64) for number, rows in found.items()}
+
+
 class CatalogNegatives:
     """Candidates for the in-batch softmax from outside of the batch.
 
@@ -49,6 +80,10 @@ class CatalogNegatives:
     query and items of equal text are left out, and so is what scores above 95% of the pair's own
     item: most of that is relevant, too, and just not judged. From the 30 best of the rest each
     epoch draws anew. They are encoded by the item tower like the batch's own items.
+
+    Judged negatives: what was judged for a query, and lower than its positives: the one kind that
+    is certain. Each epoch draws anew from them. No score keeps them from counting for their query;
+    for the other queries of the batch they are under the rule like all others.
 
     Cached negatives: vectors of random items as the towers made them before training, or at the
     last `look`. They cost no encoding, and thousands of them make a small batch a large one. Where
@@ -74,12 +109,15 @@ class CatalogNegatives:
     Args:
         pairs: positive pairs that are trained on.
         item_texts: item text of every catalogue row.
-        vectors: of the queries of `pairs` and of the whole catalogue.
+        vectors: of the queries of `pairs` and of the whole catalogue; with judged negatives alone,
+            of the items of the pairs and of these is enough.
         hard: hard negatives a pair.
         source: whose ranking they come from.
+        judged: judged negatives a pair.
         cached: cached negatives a batch, at most as many as there are items.
         lexical: the lexical score; needed unless `source` is ``towers``.
-        known: further judgements; what has a grade there is no negative of its query.
+        known: further judgements: judged negatives come from there, and what has a grade there is
+            no negative of any other kind of its query.
     """
 
     def __init__(
@@ -90,6 +128,7 @@ class CatalogNegatives:
         *,
         hard: int = 0,
         source: Source = "towers",
+        judged: int = 0,
         cached: int = 0,
         lexical: LexicalScorer | None = None,
         known: Interactions | None = None,
@@ -97,8 +136,10 @@ class CatalogNegatives:
         assert source == "towers" or lexical is not None
         self.pairs, self.item_texts, self.vectors = pairs, item_texts, vectors
         self.hard, self.source, self.cached, self.lexical = hard, source, cached, lexical
+        self.judged = judged
         self._text_id = text_ids(item_texts)
         self._positive_ids = self._positives(pairs, known)
+        self._judged = judged_below(pairs, known, self._text_id) if judged and known else {}
         self._pools: list[np.ndarray] = []
         if hard:
             self._mine()
@@ -172,8 +213,13 @@ class CatalogNegatives:
         """Catalogue rows that are hard negatives of a pair, the hardest first; up to 30."""
         return self._pools[pair]
 
-    def draw_hard(self, pairs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Hard negatives for a batch.
+    @property
+    def encoded(self) -> bool:
+        """Whether there are negatives that the item tower has to encode."""
+        return bool(self.hard or self._judged)
+
+    def draw(self, pairs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Hard and judged negatives for a batch.
 
         Args:
             pairs: numbers of the batch's pairs.
@@ -183,11 +229,19 @@ class CatalogNegatives:
             Catalogue rows in ascending order, none of equal text with another or with an item of
             the pairs. There may be none.
         """
-        drawn = [
-            rng.choice(pool, min(self.hard, len(pool)), replace=False)
-            for pool in (self._pools[pair] for pair in pairs.tolist())
-        ]
+        nothing = np.zeros(0, np.int64)
+        drawn = [nothing]
+        if self.hard:
+            pools = [self._pools[pair] for pair in pairs.tolist()]
+            drawn += [rng.choice(pool, min(self.hard, len(pool)), replace=False) for pool in pools]
+        if self._judged:
+            pools = [self._judged.get(query, nothing) for query in self.pairs.query_row[pairs]]
+            drawn += [
+                rng.choice(pool, min(self.judged, len(pool)), replace=False) for pool in pools
+            ]
         rows = np.unique(np.concatenate(drawn)).astype(np.int64)
+        # Of rows of equal text the first: to the towers they are one.
+        rows = rows[np.sort(np.unique(self._text_id[rows], return_index=True)[1])]
         return rows[~np.isin(self._text_id[rows], self._text_id[self.pairs.item_row[pairs]])]
 
     def draw_cached(self, rng: np.random.Generator) -> np.ndarray:
@@ -211,6 +265,8 @@ class CatalogNegatives:
         near = vectors.cosines(queries, rows) > limit(score)[:, None]
         for row, query in enumerate(queries.tolist()):
             near[row] |= np.isin(self._text_id[rows], self._positive_ids[query])
+            if query in self._judged:
+                near[row] &= ~np.isin(self._text_id[rows], self._text_id[self._judged[query]])
         return near
 
 

@@ -135,7 +135,7 @@ def test_draws(tiny_retriever: Retriever, pairs: Interactions, texts: list[str])
     batch = np.array([0, 3, 5])
     pools = [set(negatives.pool(pair).tolist()) for pair in batch]
     own = {texts[item] for item in pairs.positives().item_row[batch]}
-    drawn = {tuple(negatives.draw_hard(batch, rng)) for _ in range(20)}
+    drawn = {tuple(negatives.draw(batch, rng)) for _ in range(20)}
     assert len(drawn) > 1
     for rows in drawn:
         assert set(rows) <= set.union(*pools)
@@ -144,6 +144,46 @@ def test_draws(tiny_retriever: Retriever, pairs: Interactions, texts: list[str])
     cached = negatives.draw_cached(rng)
     assert len(set(cached)) == 5
     assert len(find(tiny_retriever, pairs, texts, cached=1000).draw_cached(rng)) == 9
+
+
+GRADED = """query,item_id,grade
+boil water,k1,3
+boil water,m1,3
+boil water,g1,2
+boil water,twin,2
+boil water,g2,0
+hot mug,m2,1
+hot mug,p 1,0
+rake,g2,1
+"""
+
+
+def test_judged_negatives_by_hand(
+    tmp_path: Path, tiny_retriever: Retriever, pairs: Interactions, texts: list[str]
+) -> None:
+    (tmp_path / "graded.csv").write_text(GRADED, "utf-8")
+    known = Interactions.read(tmp_path / "graded.csv", pairs.catalog)
+
+    def of_each_query(lowest: int) -> dict[str, list[str]]:
+        positives = known.positives(lowest)
+        vectors = encode_pairs(tiny_retriever, positives.queries, texts)
+        negatives = CatalogNegatives(positives, texts, vectors, judged=9, known=known)
+        assert negatives.encoded
+        found = {}
+        for query in range(len(positives.queries)):
+            batch = np.flatnonzero(positives.query_row == query)
+            rows = negatives.draw(batch, np.random.default_rng(0))
+            # Whatever their score, they count for their query.
+            assert not negatives.too_near(batch, rows).any()
+            found[positives.queries[query]] = pairs.catalog.item_ids[rows].tolist()
+        return found
+
+    # The twin has the text of a positive, a rake's lower judgements there are none.
+    assert of_each_query(3) == {"boil water": ["g1", "g2"]}
+    assert of_each_query(1) == {"boil water": ["g2"], "hot mug": ["p 1"], "rake": []}
+    rakes = known.select_queries([known.queries.index("rake")])
+    vectors = encode_pairs(tiny_retriever, rakes.queries, texts)
+    assert not CatalogNegatives(rakes, texts, vectors, judged=9, known=rakes).encoded
 
 
 def test_what_is_too_near(
@@ -260,6 +300,8 @@ def test_mining_anew(
     [
         ("full", {"hard_negatives": 2, "hard_negatives_from": "both", "remine": 1, "anchor": 0.5}),
         ("lora", {"cached_negatives": 6, "towers": "query", "loss": "margin", "fgm": 0.1}),
+        ("full", {"judged_negatives": 1, "anchor": 0.1}),
+        ("full", {"judged_negatives": 2, "hard_negatives": 1, "cached_negatives": 3}),
         ("bitfit", {"loss": "graded", "accumulate": 3, "catalog_negatives": 2, "anchor": 0.1}),
     ],
 )
@@ -289,6 +331,31 @@ def test_training_with_them(
     assert np.abs(queries[0] - queries[1]).max() > 1e-4
     if options.get("towers") == "query":
         assert result.retriever.fingerprint() == retriever.fingerprint()
+
+
+def test_a_judged_negative_moves_away(
+    tmp_path: Path, make_tiny_retriever: Make, pairs: Interactions, texts: list[str]
+) -> None:
+    """Beside the same training without it, the item judged 0 for its query loses on the positive."""
+    (tmp_path / "graded.csv").write_text(GRADED, "utf-8")
+    known = Interactions.read(tmp_path / "graded.csv", pairs.catalog)
+    row_of = {item_id: row for row, item_id in enumerate(pairs.catalog.item_ids)}
+
+    def lead(judged: int) -> float:
+        recipe = RECIPE.model_copy(update={"judged_negatives": judged, "epochs": 8})
+        towers = adapt(
+            make_tiny_retriever(),
+            known.positives(),
+            texts,
+            recipe,
+            folder=tmp_path / str(judged),
+            judgements=known,
+        ).retriever
+        items = towers.encode_items([texts[row_of["m2"]], texts[row_of["p 1"]]])
+        good, bad = items @ towers.encode_queries(["hot mug"])[0]
+        return float(good - bad)
+
+    assert lead(1) > lead(0) + 0.01
 
 
 def test_an_anchor_holds(
