@@ -336,7 +336,7 @@ def test_training_with_them(
 def test_a_judged_negative_moves_away(
     tmp_path: Path, make_tiny_retriever: Make, pairs: Interactions, texts: list[str]
 ) -> None:
-    """Beside the same training without it, the item judged 0 for its query loses on the positive."""
+    """Beside the same training without it, an item judged 0 loses on the positive."""
     (tmp_path / "graded.csv").write_text(GRADED, "utf-8")
     known = Interactions.read(tmp_path / "graded.csv", pairs.catalog)
     row_of = {item_id: row for row, item_id in enumerate(pairs.catalog.item_ids)}
