@@ -217,9 +217,9 @@ def _products(matrix: np.ndarray, dtype: str, repeat: int) -> Callable[[], None]
     import jax
     import jax.numpy as jnp
 
-    square = jnp.asarray(matrix, dtype)
+    operand = jnp.asarray(matrix, dtype)
     chain = jax.jit(lambda a: jax.lax.fori_loop(0, repeat, lambda _, x: x @ a, a))
-    return lambda: chain(square).block_until_ready()
+    return lambda: chain(operand).block_until_ready()
 
 
 def towers_epoch(case: Case) -> Callable[[int], None]:
@@ -258,8 +258,8 @@ def towers_epoch(case: Case) -> Callable[[int], None]:
 def peer_epoch(case: Case) -> Callable[[int], None]:
     """The same by sentence-transformers: its model, its loss, autocast."""
     import torch
-    from sentence_transformers import SentenceTransformer, losses, models
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from sentence_transformers import SentenceTransformer, losses
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     shape = SHAPES[case.shape]
     place = "cuda" if torch.cuda.is_available() else "cpu"
@@ -274,10 +274,9 @@ def peer_epoch(case: Case) -> Callable[[int], None]:
         BertModel(config).save_pretrained(folder)
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
         (Path(folder) / "vocab.txt").write_text("\n".join(words))
-        BertTokenizerFast(str(Path(folder) / "vocab.txt")).save_pretrained(folder)
-        encoder = models.Transformer(folder)
-    pooling = models.Pooling(shape.hidden)
-    model = SentenceTransformer(modules=[encoder, pooling, models.Normalize()], device=place)
+        BertTokenizer(str(Path(folder) / "vocab.txt")).save_pretrained(folder)
+        # With mean pooling, as it comes; the loss normalises.
+        model = SentenceTransformer(folder, device=place)
     model.train()
     loss = losses.MultipleNegativesRankingLoss(model)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-5)

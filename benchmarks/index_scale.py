@@ -179,7 +179,7 @@ def _ours(kind: Any) -> Callable[[np.ndarray, np.ndarray], Built]:
 
         from serving.index.auto import choose_index
 
-        ids = np.arange(len(items)).astype(str)
+        ids = np.arange(len(items)).astype(str).tolist()
         index = choose_index(ids, items, queries, kind=kind, k=K, target_recall=TARGET).index
         print(kind, index.parameters, file=sys.stderr)
         search = tf.function(
@@ -215,7 +215,7 @@ def _faiss_ivf(items: np.ndarray, queries: np.ndarray) -> Built:
     index.add(items)
 
     def use(setting: int) -> None:
-        index.nprobe = setting
+        faiss.extract_index_ivf(index).nprobe = setting
 
     settings = sorted({math.ceil(lists * share) for share in _SHARES})
     return Built(lambda vectors: index.search(vectors, K)[1], settings, use)
