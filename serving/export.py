@@ -23,6 +23,7 @@ from serving.stored_items import Column, StoredItems
 from serving.versions import check_model_folder, new_version
 from serving.warmup import write_warmup
 from towers.errors import InputError
+from towers.item_text import text_of
 from towers.recommender import CatalogRecommender, Recommender
 from towers.retriever import Retriever
 
@@ -82,7 +83,8 @@ def export_retriever(
     Args:
         retriever: the trained towers; exported in float32, whatever they were trained in.
         item_ids: ids of the catalogue's items, distinct and not empty.
-        item_texts: texts of the items, the template filled in, in the same order.
+        item_texts: texts of the items, the template filled in, in the same order; attributes that
+            the towers fuse stand behind them (`towers.ItemTemplate`).
         output: the model's folder, `saved_models/NAME`.
         index: ``exact``, ``scann``, ``partitioned``, or ``auto`` to choose; see `choose_index`.
         index_parameters: how an approximate index was built before, to build it so again.
@@ -151,7 +153,7 @@ def export_retriever(
     hybrid = lexical = None
     if lexical_weight:
         assert isinstance(chosen.index, ExactIndex)  # seen to above
-        lexical = LexicalIndex.build(lexical_fields or {"text": item_texts})
+        lexical = LexicalIndex.build(lexical_fields or {"text": [text_of(x) for x in item_texts]})
         hybrid = HybridSearch(chosen.index, lexical, lexical_weight)
     report("build index", 1, 1)
 
@@ -252,7 +254,7 @@ def recall_queries(
 
 
 def _opening(text: str) -> str:
-    return " ".join(text.split()[:_OPENING_WORDS])
+    return " ".join(text_of(text).split()[:_OPENING_WORDS])
 
 
 def _write_warmup(

@@ -19,6 +19,7 @@ from serving.lexical import LexicalIndex, normalised
 from serving.loading import load_export
 from serving.manifest import Manifest
 from serving.stored_items import StoredItems
+from towers.item_text import text_of
 
 DEFAULT_SAMPLE = 256
 _EXAMPLES = 5
@@ -108,7 +109,13 @@ def verify(
     found_ids, found = _search(signatures["search"], texts)
     problems += _answers(found_ids, found, set(items.ids))
     vectors = _batched(signatures["encode_query"], "query", texts, "embedding")
-    wanted = _exact(texts, vectors, embeddings, items.fields or {"text": items.texts}, manifest)
+    wanted = _exact(
+        texts,
+        vectors,
+        embeddings,
+        items.fields or {"text": [text_of(x) for x in items.texts]},
+        manifest,
+    )
     mean = float(recall(found, wanted).mean())
     if not mean >= least_recall:  # nor where it is NaN
         message = f"search finds {mean:.3f} of the exact top {manifest.k}, not {least_recall:g}"

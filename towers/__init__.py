@@ -17,6 +17,9 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 if TYPE_CHECKING:
     from towers.array_tokenizer import ArrayTokenizer
+    from towers.attribute_fusion import AttributeFusion
+    from towers.attribute_reader import AttributeReader
+    from towers.attributes import learn_attributes
     from towers.checkpoint import DEFAULT_PRESET, load_backbone, load_vocabulary
     from towers.errors import InputError
     from towers.item_text import ItemTemplate
@@ -33,6 +36,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ArrayTokenizer": "array_tokenizer",
+    "AttributeFusion": "attribute_fusion",
+    "AttributeReader": "attribute_reader",
     "DEFAULT_PRESET": "checkpoint",
     "InBatchSoftmax": "losses",
     "InputError": "errors",
@@ -46,6 +51,7 @@ _HOMES = {
     "TwoTower": "two_tower",
     "UserTower": "user_tower",
     "in_batch_softmax": "losses",
+    "learn_attributes": "attributes",
     "load_backbone": "checkpoint",
     "load_vocabulary": "checkpoint",
 }
@@ -53,6 +59,8 @@ _HOMES = {
 __all__ = [
     "DEFAULT_PRESET",
     "ArrayTokenizer",
+    "AttributeFusion",
+    "AttributeReader",
     "InBatchSoftmax",
     "InputError",
     "ItemTemplate",
@@ -65,6 +73,7 @@ __all__ = [
     "TwoTower",
     "UserTower",
     "in_batch_softmax",
+    "learn_attributes",
     "load_backbone",
     "load_vocabulary",
 ]

@@ -17,14 +17,18 @@ from typing import Any, Literal
 import numpy as np
 from keras import ops
 
+from towers.attribute_reader import AttributeReader
 from towers.bert import sequence_output
 from towers.encoding import padded, token_sequences
 from towers.errors import InputError
+from towers.item_text import text_of
 from towers.retriever import Retriever
 from towers.text_encoder import TextEncoder
 from towers.tokenizer import Tokenizer
 
 Method = Literal["split", "leave-one-out"]
+ATTRIBUTES = "[attributes]"
+"""The word that stands for an item's attributes where they are fused."""
 
 _ROWS_AT_A_TIME = 32
 
@@ -87,7 +91,8 @@ def explain(
 
     Returns:
         An explanation for each item, of all that the towers read: texts are cut to the lengths of
-        `TextSettings`.
+        `TextSettings`. Where the towers fuse attributes, these are one more word of an item,
+        `ATTRIBUTES`.
 
     Raises:
         InputError: the method does not exist, or cannot split what ``cls`` pools.
@@ -102,7 +107,14 @@ def explain(
     text = retriever.text
     query_tower, item_tower = (_Words(tower, retriever.tokenizer, method) for tower in towers)
     asked = query_tower([text.query_prefix + query], text.query_max_length)[0]
-    found = item_tower(item_texts, text.item_max_length)
+    found = item_tower([text_of(item) for item in item_texts], text.item_max_length)
+    if (fusion := retriever.model.fusion) is not None:
+        features = AttributeReader(fusion.attributes).read(item_texts)
+        moves = ops.convert_to_numpy(fusion.moves(fusion.read_weights(), features))
+        found = [
+            _with_attributes(one, move.astype(np.float64), method)
+            for one, move in zip(found, moves, strict=True)
+        ]
     return [_explanation(asked, one, method) for one in found]
 
 
@@ -132,6 +144,21 @@ def _explanation(query: _Parts, item: _Parts, method: Method) -> Explanation:
         item_shares=item.parts @ query.whole,
         pairs=query.parts @ item.parts.T if method == "split" else None,
     )
+
+
+def _with_attributes(item: _Parts, move: np.ndarray, method: Method) -> _Parts:
+    """The parts of an item whose attributes move its text's vector: one part more."""
+
+    def fused(vectors: np.ndarray) -> np.ndarray:
+        moved = vectors + move
+        return moved / np.linalg.norm(moved, axis=-1, keepdims=True)
+
+    whole = fused(item.whole)
+    if method == "split":
+        parts = np.vstack([item.parts, move]) / np.linalg.norm(item.whole + move)
+    else:
+        parts = np.vstack([whole - fused(item.whole - item.parts), whole - item.whole])
+    return _Parts([*item.words, ATTRIBUTES], whole, parts)
 
 
 class _Words:

@@ -15,8 +15,9 @@ def interpolate(zero_shot: Retriever, adapted: Retriever, weight: float) -> Retr
     """The retriever between a zero-shot one and what was adapted from it.
 
     Weights of the backbone and of a projection are ``(1 - weight) * zero_shot + weight * adapted``;
-    what adapters or prefixes add is multiplied by `weight`. A half-way model is often better than
-    both, and keeps more of what the zero-shot model knows of other queries.
+    what adapters or prefixes add is multiplied by `weight`. The fusion of attributes is mixed as
+    the backbone is. A half-way model is often better than both, and keeps more of what the
+    zero-shot model knows of other queries.
 
     Reference: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-FT),
     https://arxiv.org/abs/2109.01903.
@@ -31,6 +32,11 @@ def interpolate(zero_shot: Retriever, adapted: Retriever, weight: float) -> Retr
     if not adapted.model.shared:
         item_tower = _between(zero_shot.model.item_tower, adapted.model.item_tower, weight)
     model = adapted.model.with_towers(query_tower, item_tower)
+    start, end = zero_shot.model.fusion, adapted.model.fusion
+    if start is not None and end is not None and start.dim == end.dim:
+        assert model.fusion is not None
+        pairs = zip(start.get_weights(), end.get_weights(), strict=True)
+        model.fusion.set_weights([_mix(a, b, weight) for a, b in pairs])
     return Retriever(model, adapted.tokenizer, adapted.text)
 
 

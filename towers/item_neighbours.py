@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from towers.item_text import text_of
+
 WORD_NEIGHBOURS = 50
 _COMMON = 2_000  # items; words of more say little and cost most
 _DENSE_ENTRIES = 4_000_000  # held at a time
@@ -109,7 +111,7 @@ def word_neighbours(texts: Sequence[str], count: int = WORD_NEIGHBOURS) -> ItemN
         sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", max_df=_COMMON, dtype=np.float32
     )
     try:
-        vectors = vectorizer.fit_transform(texts).tocsr()  # [items, words]
+        vectors = vectorizer.fit_transform(map(text_of, texts)).tocsr()  # [items, words]
     except ValueError:  # no text holds a word
         return ItemNeighbours.none(len(texts))
     columns = vectors.T.tocsr()

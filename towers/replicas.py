@@ -18,7 +18,7 @@ import keras
 from keras import ops
 
 # Inputs that are encoded, of which the loss sees the vectors alone.
-_ENCODED = ("query", "item", "negatives", "cached")
+_ENCODED = ("query", "item", "item_attributes", "negatives", "negative_attributes", "cached")
 
 
 def replica_count() -> int:

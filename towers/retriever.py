@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from towers.attribute_fusion import AttributeFusion
+from towers.attribute_reader import AttributeReader
 from towers.checkpoint import DEFAULT_PRESET, load_backbone, load_vocabulary, read_vocabulary
 from towers.encoding import BatchEncoder, Progress
 from towers.errors import InputError
 from towers.fingerprint import fingerprint
-from towers.item_text import ItemTemplate
+from towers.item_text import ItemTemplate, text_of
 from towers.text_encoder import TextEncoder
 from towers.tokenizer import Tokenizer
 from towers.two_tower import TwoTower
@@ -23,6 +25,7 @@ from towers.two_tower import TwoTower
 _MODEL_FILE = "towers.keras"
 _TEXT_FILE = "text.json"
 _TOKENIZER_FOLDER = "tokenizer"
+_FUSED_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Retriever:
     model: TwoTower
     tokenizer: Tokenizer
     text: TextSettings = field(default_factory=TextSettings)
+    _reader: AttributeReader | None = field(default=None, init=False, repr=False)
     _encoders: dict[tuple[int, str], BatchEncoder] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -75,6 +79,14 @@ class Retriever:
             length, limit = getattr(self.text, name), int(tower.backbone.max_sequence_length)
             if length > limit:
                 raise InputError(f"{name} {length} is over the encoder's {limit} positions")
+        if self.model.fusion is not None:
+            fused = {one.name: one.kind for one in self.model.fusion.attributes}
+            if fused != self.template.attributes:
+                raise InputError(
+                    f"the towers fuse the attributes {fused}, and the item text template "
+                    f"{self.text.item_template!r} has {self.template.attributes}"
+                )
+            self._reader = AttributeReader(self.model.fusion.attributes)
 
     @classmethod
     def from_preset(
@@ -149,10 +161,47 @@ class Retriever:
         dtype: str | None = None,
         progress: Progress | None = None,
     ) -> np.ndarray:
-        """Encodes item texts (template filled in) to unit vectors, float32 ``[N, d]``."""
-        return self._encoder(self.model.item_tower, dtype).encode(
-            texts, max_length=self.text.item_max_length, progress=progress
+        """Encodes items to unit vectors, float32 ``[N, d]``.
+
+        Args:
+            texts: item texts, the template filled in. Attributes behind a text take part where the
+                model has a fusion, and are passed over where it has none.
+            dtype: as of `encode_queries`.
+            progress: told about the progress.
+
+        Raises:
+            InputError: a vector behind a text is of another length than the fusion takes.
+        """
+        features = self.read_attributes(texts)
+        vectors = self._encoder(self.model.item_tower, dtype).encode(
+            [text_of(text) for text in texts],
+            max_length=self.text.item_max_length,
+            progress=progress,
         )
+        if features is not None:
+            assert self.model.fusion is not None
+            for start in range(0, len(vectors), _FUSED_ROWS):
+                part = slice(start, start + _FUSED_ROWS)
+                some = {name: values[part] for name, values in features.items()}
+                fused = self.model.fusion(vectors[part], some)
+                vectors[part] = keras.ops.convert_to_numpy(fused)
+        return vectors
+
+    def read_attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray] | None:
+        """Features of items, as a batch of `towers.TwoTower` has them; None without a fusion."""
+        return None if self._reader is None else self._reader.read(texts)
+
+    def with_fusion(self, fusion: AttributeFusion | None) -> Retriever:
+        """The same towers with another fusion of attributes.
+
+        Without one the template has no attributes either.
+
+        Raises:
+            InputError: the fusion is not of the attributes that the template has.
+        """
+        template = self.template.text if fusion is None else self.template
+        text = replace(self.text, item_template=template.pattern)
+        return Retriever(self.model.with_fusion(fusion), self.tokenizer, text)
 
     def _encoder(self, tower: TextEncoder, dtype: str | None) -> BatchEncoder:
         key = id(tower), dtype or tower.compute_dtype
@@ -167,6 +216,7 @@ class Retriever:
             self.tokenizer,
             self.text.item_template,
             self.text.item_max_length,
+            *([] if self.model.fusion is None else [self.model.fusion.digest()]),
         )
 
     def as_float32(self) -> Retriever:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from towers.attribute_fusion import AttributeFusion
+from towers.attribute_reader import AttributeReader
+from towers.item_text import SEPARATOR
 from towers.retriever import Retriever
 from towers.text_encoder import TextEncoder
 
@@ -32,6 +35,7 @@ class TextGraph(tf.Module):
         self._dim = retriever.embedding_dim
         self._query_tower = _FrozenTower(model.query_tower)
         self._item_tower = self._query_tower if model.shared else _FrozenTower(model.item_tower)
+        self._fusion = None if model.fusion is None else _FrozenFusion(model.fusion)
 
     def embed_queries(self, texts: tf.Tensor) -> tf.Tensor:
         """Query vectors: string ``[N]`` to float32 ``[N, d]``."""
@@ -44,7 +48,11 @@ class TextGraph(tf.Module):
 
     def embed_items(self, texts: tf.Tensor) -> tf.Tensor:
         """Vectors of item texts, the template filled in: string ``[N]`` to float32 ``[N, d]``."""
-        return self._in_blocks(self._item_tower, texts, self._text.item_max_length)
+        if self._fusion is None:
+            return self._in_blocks(self._item_tower, texts, self._text.item_max_length)
+        alone = tf.strings.split(texts, SEPARATOR).to_tensor("", shape=[None, 1])[:, 0]
+        vectors = self._in_blocks(self._item_tower, alone, self._text.item_max_length)
+        return self._fusion.fuse(vectors, texts)
 
     def _prefixed(self, texts: tf.Tensor) -> tf.Tensor:
         prefix = self._text.query_prefix
@@ -102,3 +110,20 @@ class _FrozenTower(tf.Module):
         return self._encoder_embed(
             tf.nest.map_structure(tf.convert_to_tensor, self._weights), tokens
         )
+
+
+class _FrozenFusion(tf.Module):
+    """A fusion of attributes on a copy of its weights."""
+
+    def __init__(self, fusion: AttributeFusion) -> None:
+        super().__init__(name="fusion")
+        self._weights = tf.nest.map_structure(
+            lambda weight: tf.Variable(weight, trainable=False), fusion.read_weights()
+        )
+        self._reader = AttributeReader(fusion.attributes)
+        self._fuse = fusion.fuse
+
+    def fuse(self, vectors: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
+        """Vectors of texts, float32 ``[N, d]``, moved by the attributes behind them."""
+        weights = tf.nest.map_structure(tf.convert_to_tensor, self._weights)
+        return self._fuse(weights, vectors, self._reader(items))

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from towers.attribute_fusion import AttributeFusion
 from towers.gradient_cache import encode_in_chunks
 from towers.gradients import gradient
 from towers.losses import (
@@ -40,6 +41,8 @@ class TwoTower(keras.Model):
     | `query`                    | 2 x int `[B, T]`   | `token_ids`, `padding_mask` of queries   |
     | `item`                     | 2 x int `[B, S]`   | the same of each query's own item        |
     | `negatives`                | 2 x int `[M, S]`   | extra items, negatives of every query    |
+    | `item_attributes`          | `[B, F]`, `[B, C]` | `values`, `categories` of the items      |
+    | `negative_attributes`      | `[M, F]`, `[M, C]` | the same for `negatives`                 |
     | `cached`                   | float `[K, d]`     | vectors of items, negatives of all, too  |
     | `item_ids`                 | int `[B]`/`[B, n]` | ids, or n kinds of them, finding repeats |
     | `negative_ids`             | as `item_ids`, M   | the same for `negatives`                 |
@@ -67,12 +70,15 @@ class TwoTower(keras.Model):
     `C` counts the candidates of the whole batch there too: a device has some rows of `ignored` and
     `teacher_scores`, and all their columns.
 
+    `item_attributes` are used where there is a `fusion`; an item without them is its text.
+
     `model(x)` returns `{"query": [B, d], "item": [C, d]}`, unit rows: own items, `negatives`,
     `cached`.
 
     Args:
         query_tower: encoder of queries.
         item_tower: encoder of items; the same object, or None, for shared weights.
+        fusion: moves the vectors of items by their attributes; none if None.
         loss: a loss on embeddings with the call of `towers.losses.InBatchSoftmax`.
         temperature: divisor of the cosines; the start value if learned.
         learn_temperature: make the temperature a trainable weight.
@@ -88,8 +94,8 @@ class TwoTower(keras.Model):
             cost of a step.
 
     Raises:
-        ValueError: towers of different width, a temperature that is not above 0, `chunks` below 1,
-            `fgm` or `r_drop` below 0, or `r_drop` and towers without dropout.
+        ValueError: towers or a fusion of different width, a temperature that is not above 0,
+            `chunks` below 1, `fgm` or `r_drop` below 0, or `r_drop` and towers without dropout.
 
     Example:
         >>> model = TwoTower(TextEncoder.from_preset("all-MiniLM-L6-v2"))
@@ -102,6 +108,7 @@ class TwoTower(keras.Model):
         query_tower: TextEncoder,
         item_tower: TextEncoder | None = None,
         *,
+        fusion: AttributeFusion | None = None,
         loss: InBatchSoftmax | None = None,
         temperature: float = 0.05,
         learn_temperature: bool = False,
@@ -120,6 +127,11 @@ class TwoTower(keras.Model):
                 f"the query tower makes {self.query_tower.embedding_dim} numbers a text, "
                 f"the item tower {self.item_tower.embedding_dim}: they must agree"
             )
+        if fusion is not None and fusion.dim != self.item_tower.embedding_dim:
+            raise ValueError(
+                f"the fusion moves vectors of {fusion.dim} numbers, and the towers make "
+                f"{self.item_tower.embedding_dim}"
+            )
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0; got {temperature}")
         if chunks < 1 or fgm < 0 or r_drop < 0:
@@ -129,6 +141,7 @@ class TwoTower(keras.Model):
             )
         if r_drop and not any(t.backbone.dropout for t in (self.query_tower, self.item_tower)):
             raise ValueError("r_drop needs dropout, and the towers have none")
+        self.fusion = fusion
         self.embedding_loss = InBatchSoftmax(symmetric=True) if loss is None else loss
         self.distillation = distillation
         self.chunks = chunks
@@ -182,10 +195,16 @@ class TwoTower(keras.Model):
             weights = tower.read_weights(tower.compute_dtype, merge=not training)
             return tower.embed(weights, inputs[name], training=training, perturbation=moved)
 
+        def encode_items(name: str, attributes: str) -> Any:
+            vectors = encode(self.item_tower, name)
+            if self.fusion is None or attributes not in inputs:
+                return vectors
+            return self.fusion(vectors, inputs[attributes])
+
         query = encode(self.query_tower, "query")
-        items = [encode(self.item_tower, "item")]
+        items = [encode_items("item", "item_attributes")]
         if "negatives" in inputs:
-            items.append(encode(self.item_tower, "negatives"))
+            items.append(encode_items("negatives", "negative_attributes"))
         if "cached" in inputs:
             items.append(ops.cast(inputs["cached"], "float32"))
         return {"query": query, "item": ops.concatenate(items) if len(items) > 1 else items[0]}
@@ -304,10 +323,24 @@ class TwoTower(keras.Model):
     def with_towers(
         self, query_tower: TextEncoder, item_tower: TextEncoder | None = None
     ) -> TwoTower:
-        """A model with other towers and the same loss and temperature."""
+        """A model with other towers, a copy of the fusion, and the same loss and temperature."""
+        fusion = None if self.fusion is None else self.fusion.copy()
+        return self._with(query_tower, item_tower, fusion)
+
+    def with_fusion(self, fusion: AttributeFusion | None) -> TwoTower:
+        """A model of the same towers with another fusion of attributes, or none."""
+        return self._with(self.query_tower, None if self.shared else self.item_tower, fusion)
+
+    def _with(
+        self,
+        query_tower: TextEncoder,
+        item_tower: TextEncoder | None,
+        fusion: AttributeFusion | None,
+    ) -> TwoTower:
         twin = TwoTower(
             query_tower,
             item_tower,
+            fusion=fusion,
             loss=self.embedding_loss,
             temperature=self.start_temperature,
             learn_temperature=self.learn_temperature,
@@ -327,6 +360,7 @@ class TwoTower(keras.Model):
             "name": self.name,
             "query_tower": serialize(self.query_tower),
             "item_tower": None if self.shared else serialize(self.item_tower),
+            "fusion": serialize(self.fusion),
             "loss": serialize(self.embedding_loss),
             "temperature": self.start_temperature,
             "learn_temperature": self.learn_temperature,
@@ -340,7 +374,7 @@ class TwoTower(keras.Model):
     def from_config(cls, config: dict[str, Any]) -> TwoTower:
         """Rebuilds the model from `get_config`."""
         config = dict(config)
-        for key in ("query_tower", "item_tower", "loss", "distillation"):
+        for key in ("query_tower", "item_tower", "fusion", "loss", "distillation"):
             config[key] = keras.saving.deserialize_keras_object(config.get(key))
         return cls(**config)
 

@@ -25,7 +25,7 @@ _SHARES = (0.5, 1.0)
 _PRIOR_GAIN = 0.01  # from 32 queries on; nothing at 8 or fewer
 _PRIOR_SPREAD = 0.03
 # Less is not worth the risk.
-_LEAST_GAIN = 0.005
+LEAST_GAIN = 0.005
 _QUERY_SPREAD = 0.25
 _QUERY_SPREAD_COUNT = 10
 
@@ -91,6 +91,7 @@ def choose_method(
     lexical: LexicalScorer | None = None,
     weight: float | None = None,
     seed: int = 0,
+    starts: Sequence[Retriever] | None = None,
     progress: Progress | None = None,
 ) -> Choice:
     """Chooses between zero-shot, linear, full and half of full, by held-out shot queries.
@@ -115,6 +116,8 @@ def choose_method(
         lexical: the lexical score; None for the towers alone.
         weight: of the lexical score, if it is not to be chosen.
         seed: decides folds, random items and training.
+        starts: for each fold the towers to start from there, which have not seen its queries;
+            `retriever` if None.
         progress: told (steps done, steps in all).
 
     Raises:
@@ -139,10 +142,11 @@ def choose_method(
     steps = _Steps(progress, len(folds) * len(methods))
     for number in range(len(folds)):
         train, known = held_out.training_part(number)
-        cosines["zero-shot", 0.0].append(held_out.cosine(retriever, number))
+        start = retriever if starts is None else starts[number]
+        cosines["zero-shot", 0.0].append(held_out.cosine(start, number))
         for method in methods:
             result = adapt(
-                retriever,
+                start,
                 train,
                 item_texts,
                 config,
@@ -154,7 +158,7 @@ def choose_method(
                 seed=seed,
                 progress=steps.next(),
             )
-            for share, towers in _on_the_way(retriever, result.retriever, method):
+            for share, towers in _on_the_way(start, result.retriever, method):
                 cosine = held_out.cosine(towers, number)
                 cosines.setdefault((method, share), []).append(cosine)
 
@@ -166,7 +170,7 @@ def choose_method(
         ndcg.append(scores)
         trials.append(_trial(method, share, chosen, ndcg[-1], ndcg[0]))
     best = max(trials, key=lambda trial: trial.expected)
-    best = best if best.expected > _LEAST_GAIN else trials[0]
+    best = best if best.expected > LEAST_GAIN else trials[0]
     return Choice(
         best.method,
         best.share,
@@ -177,7 +181,7 @@ def choose_method(
     )
 
 
-def expected_gain(differences: np.ndarray) -> tuple[float, float]:
+def expected_gain(differences: np.ndarray, prior_gain: float | None = None) -> tuple[float, float]:
     """The gain to be expected from some queries' differences, and the standard error of their mean.
 
     The differences are taken for a sample of a normal distribution. Its mean has a normal prior,
@@ -186,6 +190,7 @@ def expected_gain(differences: np.ndarray) -> tuple[float, float]:
 
     Args:
         differences: ``[queries]``, at least one.
+        prior_gain: the prior's mean, in place of the one above.
     """
     n = len(differences)
     mean = float(differences.mean())
@@ -193,7 +198,9 @@ def expected_gain(differences: np.ndarray) -> tuple[float, float]:
     prior = _QUERY_SPREAD_COUNT * _QUERY_SPREAD**2
     variance = (scatter + prior) / (n - 1 + _QUERY_SPREAD_COUNT)
     evidence, belief = n / variance, 1 / _PRIOR_SPREAD**2
-    before = _PRIOR_GAIN * min(max(math.log(n / 8) / math.log(4), 0.0), 1.0)
+    before = prior_gain
+    if before is None:
+        before = _PRIOR_GAIN * min(max(math.log(n / 8) / math.log(4), 0.0), 1.0)
     expected = (evidence * mean + belief * before) / (evidence + belief)
     return expected, math.sqrt(variance / n)
 

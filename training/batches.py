@@ -11,8 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from towers.encoding import padded, token_sequences
+from towers.item_text import text_of
 from towers.retriever import Retriever
 from training.augmentation import Augmentation
+from training.batch_attributes import BatchAttributes
 from training.epoch_dataset import epoch_dataset
 from training.negatives import CatalogNegatives, text_ids
 from training.pair_vectors import PairVectors
@@ -170,8 +172,11 @@ class PairBatches:
         self._extra = bool(self.catalog_negatives or (self.negatives and self.negatives.encoded))
         rows = np.arange(len(self.item_texts)) if self._extra else np.unique(self.pairs.item_row)
         sequences = token_sequences(
-            tokenizer, [self.item_texts[row] for row in rows.tolist()], text.item_max_length
+            tokenizer,
+            [text_of(self.item_texts[row]) for row in rows.tolist()],
+            text.item_max_length,
         )
+        self._attributes = BatchAttributes(self.retriever, self.item_texts)
         self._item_tokens = dict(zip(rows.tolist(), sequences, strict=True))
         self._length = np.array(
             [
@@ -227,6 +232,8 @@ class PairBatches:
         }
         if self._extra:
             x |= {"negatives": tokens, "negative_ids": ids}
+            x |= self._attributes.signature("negative_attributes")
+        x |= self._attributes.signature("item_attributes")
         if self.negatives:
             x["ignored"] = tf.TensorSpec([None, None], tf.bool)
             if self.negatives.cached:
@@ -255,6 +262,7 @@ class PairBatches:
             }
             if self.grades:
                 x["positive_grades"] = self._positive_grades[queries]
+            x |= self._attributes(item_attributes=items)
             x |= self._further(pairs, rng)
             yield x, np.zeros(len(pairs), np.int32), self.pairs.weight[pairs]
 
@@ -272,6 +280,7 @@ class PairBatches:
             sequences = [self._item_tokens[item] for item in drawn.tolist()]
             x["negatives"] = self._pad(sequences, self.retriever.text.item_max_length)
             x["negative_ids"] = self._text_id[drawn]
+            x |= self._attributes(negative_attributes=drawn)
         if self.negatives:
             if self.negatives.cached:
                 rows.append(self.negatives.draw_cached(rng))

@@ -15,13 +15,15 @@ from towers.errors import InputError
 from training.columns import Kind
 from training.tables import content_sha256, place, read_table
 
+IMAGE = "image_embedding"
+
 _REQUIRED: dict[str, Kind] = {"item_id": "id", "title": "text"}
 _OPTIONAL: dict[str, Kind] = {
     "description": "text",
     "brand": "text",
     "category": "text",
     "price": "price",
-    "image_embedding": "vector",
+    IMAGE: "vector",
 }
 
 
@@ -70,13 +72,29 @@ class Catalog:
         Raises:
             InputError: There is no such column, or it holds vectors.
         """
-        if name not in self.table.column_names or name == "image_embedding":
-            texts = [text for text in self.table.column_names if text != "image_embedding"]
+        if name not in self.table.column_names or name == IMAGE:
+            texts = [text for text in self.table.column_names if text != IMAGE]
             raise InputError(f"{self.path}: no text column {name!r}; there are {', '.join(texts)}")
         values = self.table.column(name).to_pylist()
         if name == "price":
             return [None if price is None else f"{price:.15g}" for price in values]
         return values
+
+    def vectors(self, name: str) -> list[np.ndarray | None]:
+        """Returns the column `image_embedding`, float32 `[width]` each, None for none.
+
+        Raises:
+            InputError: There is no such column of vectors.
+        """
+        if name != IMAGE or name not in self.table.column_names:
+            raise InputError(
+                f"{self.path}: no column of vectors {name!r}; a catalogue may have {IMAGE}"
+            )
+        column = self.table.column(name).combine_chunks()
+        given = column.is_valid().to_numpy(zero_copy_only=False)
+        values = column.drop_null().flatten().to_numpy().reshape(-1, column.type.list_size)
+        rows = iter(values)
+        return [next(rows) if there else None for there in given]
 
     def row_of(self, item_ids: Sequence[str] | np.ndarray | pa.Array) -> np.ndarray:
         """Returns the row of each item id as int64, -1 where the id is unknown; same shape, [n]."""

@@ -49,6 +49,9 @@ class EncoderConfig(_Section):
         query_max_length: tokens.
         item_max_length: tokens.
         query_prefix: put before every query.
+        numeric: columns of numbers that are fused into an item's vector; docs/attributes.md.
+        categorical: columns of categories, likewise.
+        image: fuse the column ``image_embedding``, likewise.
     """
 
     preset: str = DEFAULT_PRESET
@@ -59,6 +62,9 @@ class EncoderConfig(_Section):
     query_max_length: int = Field(32, ge=3)
     item_max_length: int = Field(128, ge=3)
     query_prefix: str = ""
+    numeric: list[str] = []
+    categorical: list[str] = []
+    image: bool = False
 
 
 class AugmentConfig(_Section):

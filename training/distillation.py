@@ -12,7 +12,9 @@ import tensorflow as tf
 
 from towers.encoding import Progress, padded, token_sequences
 from towers.errors import InputError
+from towers.item_text import text_of
 from towers.retriever import Retriever
+from training.batch_attributes import BatchAttributes
 from training.batches import plan_epoch
 from training.checkpoints import Checkpoints
 from training.config import FitConfig
@@ -119,9 +121,11 @@ class DistillationBatches:
         self._query_tokens = token_sequences(
             tokenizer, [prefix + query for query in queries], text.query_max_length
         )
+        items = [self.item_texts[row] for row in teacher.rows.tolist()]
+        self._attributes = BatchAttributes(self.retriever, items)
         self._item_tokens = token_sequences(
             tokenizer,
-            [self.item_texts[row] for row in teacher.rows.tolist()],
+            [text_of(item) for item in items],
             min(self.max_length, text.item_max_length),
         )
 
@@ -156,6 +160,7 @@ class DistillationBatches:
             "negative_ids": ids,
             "ignored": tf.TensorSpec([None, None], tf.bool),
             "teacher_scores": tf.TensorSpec([None, None], tf.float32),
+            **self._attributes.signature("item_attributes", "negative_attributes"),
         }
         signature = (x, ids, tf.TensorSpec([None], tf.float32))
         return epoch_dataset(self, DistillationBatches._epoch, signature, len(self.plan(0)))
@@ -210,6 +215,7 @@ class DistillationBatches:
             "negative_ids": mined.astype(np.int32),
             "ignored": ignored,
             "teacher_scores": scores,
+            **self._attributes(item_attributes=own, negative_attributes=mined),
         }
         return x, np.zeros(len(query), np.int32), weight
 

@@ -277,6 +277,8 @@ def _adapt_linearly(
         item_tower = model.item_tower
         if shared:
             item_tower = query_tower if model.shared else item_tower.with_map(fit.kernel)
+            if model.fusion is not None:
+                model = model.with_fusion(model.fusion.mapped(fit.kernel))
         model = model.with_towers(query_tower, item_tower).with_dtype("float32")
         result = Retriever(model, retriever.tokenizer, retriever.text)
     return FitResult(

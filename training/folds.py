@@ -44,6 +44,8 @@ class HeldOutFolds:
     Attributes:
         folds: rows of the queries that are held out together; none where there are too few.
         queries: the held-out queries, fold after fold; all of them where there is no fold.
+        pairs: all pairs.
+        pool: the items that are ranked.
     """
 
     def __init__(
@@ -57,33 +59,35 @@ class HeldOutFolds:
         weight: float | None = None,
         seed: int = 0,
     ) -> None:
-        self._pairs, self._judgements = pairs, judgements or pairs
+        self.pairs, self._judgements = pairs, judgements or pairs
         self._weight = 0.0 if lexical is None else weight
         folds = _folds(pairs, seed)
         parts = (_without(pairs, fold) for fold in folds)
         self.folds = folds if all(has_contrast(p, item_texts, config) for p in parts) else []
-        self._pool = CandidatePool(self._judgements, item_texts, size=CANDIDATES, seed=seed)
+        self.pool = CandidatePool(self._judgements, item_texts, size=CANDIDATES, seed=seed)
         rows = np.concatenate(self.folds) if self.folds else np.arange(len(pairs.queries))
         self.queries = [pairs.queries[row] for row in rows.tolist()]
         self._words = None
         if lexical is not None:
-            self._words = _words(lexical, self.queries, self._pool.rows)
-        self._gains = _gains(self._judgements, self.queries, self._pool.rows)
-        self._positive = _gains(pairs, self.queries, self._pool.rows) > 0
+            self._words = _words(lexical, self.queries, self.pool.rows)
+        self._gains = _gains(self._judgements, self.queries, self.pool.rows)
+        self._positive = _gains(pairs, self.queries, self.pool.rows) > 0
 
     def training_part(self, number: int) -> tuple[Interactions, Interactions]:
         """Pairs without the queries of a fold, and the judgements of the queries that are left."""
-        train = _without(self._pairs, self.folds[number])
+        train = _without(self.pairs, self.folds[number])
         names = set(train.queries)
         known = [row for row, query in enumerate(self._judgements.queries) if query in names]
         return train, self._judgements.select_queries(known)
 
+    def fold_queries(self, number: int) -> list[str]:
+        """The queries of a fold."""
+        return [self.pairs.queries[row] for row in self.folds[number].tolist()]
+
     def cosine(self, retriever: Retriever, number: int | None) -> np.ndarray:
         """Cosines of a fold's queries, or of all, and the items: ``[queries, items]``."""
-        queries = self.queries
-        if number is not None:
-            queries = [self._pairs.queries[row] for row in self.folds[number].tolist()]
-        items = retriever.encode_items(self._pool.texts, dtype=fast_dtype())
+        queries = self.queries if number is None else self.fold_queries(number)
+        items = retriever.encode_items(self.pool.texts, dtype=fast_dtype())
         return retriever.encode_queries(queries) @ items.T
 
     def ndcg(self, cosines: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:

@@ -69,6 +69,11 @@ def train_label_free(
     if config.shots is not None:
         raise InputError("shots are drawn from interactions: give --interactions, or leave shots")
     template = item_template(config.encoder, catalog)
+    if template.attributes:
+        raise InputError(
+            f"what the attributes {', '.join(template.attributes)} say is learned from pairs of a "
+            "query and its item: give --interactions, or leave --numeric, --categorical and --image"
+        )
     texts = render_items(template, catalog)
     titles = [title or "" for title in catalog.column(template.columns[0])]
     if (method == "distilled" or config.warm_up == "catalog") and len(set(texts)) < 2:

@@ -153,6 +153,7 @@ def trainable_copy(model: TwoTower, method: Method, config: FitConfig) -> TwoTow
     copy = TwoTower(
         query_tower,
         item_tower,
+        fusion=None if model.fusion is None else model.fusion.copy(),
         loss=make_loss(config),
         temperature=config.temperature,
         learn_temperature=config.learn_temperature,
@@ -162,7 +163,8 @@ def trainable_copy(model: TwoTower, method: Method, config: FitConfig) -> TwoTow
         r_drop=config.r_drop,
     ).with_dtype(_policy(config))
     if config.towers == "query":
-        for weight in copy.item_tower.weights:
+        frozen = copy.item_tower.weights + ([] if copy.fusion is None else copy.fusion.weights)
+        for weight in frozen:
             weight.trainable = False
     return copy
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from towers.attributes import learn_attributes
 from towers.encoding import Progress
+from towers.errors import InputError
 from towers.interpolation import interpolate
-from towers.item_text import ItemTemplate
+from towers.item_text import VECTOR, ItemTemplate, text_of
 from towers.retriever import Retriever, TextSettings
 from training.augmentation import Augmenter
 from training.auto import choose_method
-from training.catalog import Catalog
+from training.catalog import IMAGE, Catalog
 from training.config import EncoderConfig, Method, TrainConfig
 from training.contrast import require_contrast
 from training.fit import adapt, hold_out
+from training.fusion import choose_fusion
 from training.held_out import CandidatePool
 from training.histories import Histories
 from training.interactions import Interactions
@@ -48,6 +51,7 @@ def train(
     lexical_progress: Progress | None = None,
     choice_progress: Progress | None = None,
     warm_up_progress: Progress | None = None,
+    fusion_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Draws shots, chooses a method, adapts towers, weighs words and writes a run folder.
 
@@ -63,6 +67,7 @@ def train(
         lexical_progress: told (items done, items in all) while the weight is chosen.
         choice_progress: told (steps done, steps in all) while the method is chosen.
         warm_up_progress: told (steps done, steps in all) while the towers warm up.
+        fusion_progress: told (items done, items in all) while the use of attributes is judged.
 
     Returns:
         What ``metrics.json`` holds.
@@ -77,7 +82,9 @@ def train(
     if config.shots is not None:
         shots = draw_shots(interactions, config.shots, seed=config.seed, min_grade=config.min_grade)
     template = item_template(config.encoder, catalog)
-    texts = render_items(template, catalog)
+    items = render_items(template, catalog)
+    attributes = learn_attributes(template, items) if template.attributes else ()
+    texts = [text_of(item) for item in items]
     retriever = build_retriever(config, template)  # before the folder is made: it may be refused
     method: Method = "full" if config.method == "auto" else config.method
     require_suitable(retriever.model, method, config.fit)
@@ -117,6 +124,24 @@ def train(
             progress=warm_up_progress,
         )
         metrics["warm_up"] = record.as_dict()
+    plain, starts = retriever, None
+    if attributes:
+        fused = choose_fusion(
+            plain,
+            attributes,
+            shots,
+            items,
+            config.fit,
+            judgements=judgements,
+            lexical=scorer,
+            weight=weight,
+            seed=config.seed,
+            progress=fusion_progress,
+        )
+        metrics["attributes"] = fused.as_dict()
+        retriever = plain.with_fusion(fused.fusion)
+        if fused.fusion is not None:
+            texts, starts = items, [plain.with_fusion(fusion) for fusion in fused.of_folds]
     fit, share = config.fit, 1.0
     lexical_choice: LexicalChoice | None = None
     if config.method == "auto":
@@ -131,6 +156,7 @@ def train(
             lexical=scorer,
             weight=weight,
             seed=config.seed,
+            starts=starts,
             progress=choice_progress,
         )
         metrics |= {"method": choice.method, "choice": choice.as_dict()}
@@ -163,11 +189,11 @@ def train(
         lexical_choice = LexicalChoice(weight or 0.0, "not chosen from the shots")
     elif lexical_choice is None or not metrics["choice"]["queries"]:
         lexical_choice = choose_lexical_weight(
-            retriever,
+            plain,
             shots,
             texts,
             scorer,
-            adapted=adapted,
+            adapted=adapted or (retriever if starts else None),
             seed=config.seed,
             progress=lexical_progress,
         )
@@ -202,16 +228,30 @@ def build_retriever(config: TrainConfig, template: ItemTemplate) -> Retriever:
 
 
 def render_items(template: ItemTemplate, catalog: Catalog) -> list[str]:
-    """The item text of every catalogue row.
+    """The item text of every catalogue row, with attributes behind it where the template has some.
 
     Raises:
-        InputError: the template names a column the catalogue lacks.
+        InputError: the template names a column the catalogue lacks, or a value of an attribute is
+            not of its kind.
     """
-    return template.render({name: catalog.column(name) for name in template.columns})
+    columns: dict[str, Sequence[object]] = {}
+    for name, kind in template.attributes.items():
+        columns[name] = catalog.vectors(name) if kind == VECTOR else catalog.column(name)
+    columns |= {name: catalog.column(name) for name in template.columns}
+    try:
+        return template.render(columns)
+    except InputError as error:
+        raise InputError(f"{catalog.path}: {error}") from error
 
 
 def item_template(encoder: EncoderConfig, catalog: Catalog) -> ItemTemplate:
-    """The configured item text, or that of the catalogue's columns."""
+    """The configured item text, or that of the catalogue's columns, and configured attributes."""
     if encoder.item_template is not None:
-        return ItemTemplate(encoder.item_template)
-    return ItemTemplate.for_columns(catalog.table.column_names)
+        template = ItemTemplate(encoder.item_template)
+    else:
+        template = ItemTemplate.for_columns(catalog.table.column_names)
+    return template.with_attributes(
+        numeric=encoder.numeric,
+        categorical=encoder.categorical,
+        vectors=[IMAGE] if encoder.image else [],
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,14 @@ def test_missing_title_column(tmp_path: Path) -> None:
     text = refusal(path)
     assert "no column 'title'; the columns are 'item_id', 'product_title'" in text
     assert "Did you mean 'product_title'?" in text
+
+
+def test_vectors_are_rows_of_the_column_and_none_where_there_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.jsonl"
+    rows = [("a", [1.0, 2.0]), ("b", None), ("c", [3.0, 4.5])]
+    lines = [{"item_id": i, "title": i} | ({"image_embedding": v} if v else {}) for i, v in rows]
+    path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    found = Catalog.read(path).vectors("image_embedding")
+    assert [None if v is None else v.tolist() for v in found] == [v for _, v in rows]
+    with pytest.raises(InputError, match=r"no column of vectors 'price'"):
+        Catalog.read(path).vectors("price")

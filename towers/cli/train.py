@@ -50,6 +50,9 @@ METHODS = [
 @lexical_option("auto (the default): chosen from the shots; off: cosine alone.")
 @click.option("--min-grade", type=int, help="Lowest grade of a positive pair.")
 @click.option("--item-text", help='Item text, as in "{title}[ by {brand}][. {description}]".')
+@click.option("--numeric", multiple=True, help="Column of numbers to fuse into item vectors.")
+@click.option("--categorical", multiple=True, help="Column of categories to fuse, likewise.")
+@click.option("--image", is_flag=True, default=None, help="Fuse the column image_embedding.")
 @click.option("--epochs", type=int, help="Passes over the pairs, at most.")
 @click.option("--batch-size", type=int, help="Pairs a batch.")
 @click.option("--learning-rate", type=float, help="Peak learning rate.")
@@ -80,6 +83,9 @@ def command(
     lexical: Lexical,
     min_grade: int | None,
     item_text: str | None,
+    numeric: tuple[str, ...],
+    categorical: tuple[str, ...],
+    image: bool | None,
     epochs: int | None,
     batch_size: int | None,
     learning_rate: float | None,
@@ -110,7 +116,13 @@ def command(
         seed=seed,
         strategy=strategy,
         deterministic=deterministic or None,
-        encoder={"preset": encoder, "item_template": item_text},
+        encoder={
+            "preset": encoder,
+            "item_template": item_text,
+            "numeric": list(numeric) or None,
+            "categorical": list(categorical) or None,
+            "image": image,
+        },
         fit={
             "epochs": epochs,
             "batch_size": batch_size,
@@ -174,6 +186,7 @@ def _train(
             histories=people,
             also=_also(people, config.seed, output, progress),
             warm_up_progress=partial(progress, "Warming up"),
+            fusion_progress=partial(progress, "Judging the attributes"),
             choice_progress=partial(progress, "Choosing the method"),
             progress=partial(progress, "Training"),
             lexical_progress=partial(progress, "Choosing the lexical weight"),
@@ -207,6 +220,9 @@ def _report(output: Path, metrics: dict[str, Any]) -> str:
         if part := metrics.get(name):
             kept = f"kept epoch {part['best_epoch']}" if part["best_epoch"] else "not kept"
             lines.append(f"Trained {len(part['losses'])} epochs on {what}, {kept}")
+    if attributes := metrics.get("attributes"):
+        fused = ", ".join(attributes["fused"]) or "none"
+        lines.insert(0, f"Attributes fused: {fused}: {attributes['reason']}")
     if fit is None:
         kind = (
             "Model" if metrics.get("warm_up") or metrics.get("distillation") else "Zero-shot towers"

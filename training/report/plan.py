@@ -73,9 +73,9 @@ class Task:
 
     @property
     def template(self) -> ItemTemplate:
-        """How items become text."""
+        """How items become text; a report compares towers of texts, without attributes."""
         pattern = self.config.encoder.item_template
-        return ItemTemplate(pattern) if pattern else ItemTemplate.for_columns(self._columns)
+        return ItemTemplate(pattern).text if pattern else ItemTemplate.for_columns(self._columns)
 
     @property
     def _columns(self) -> list[str]:
@@ -120,7 +120,14 @@ class Task:
 
     def config_of(self, cell: Cell) -> TrainConfig:
         """The settings of a cell's training."""
-        encoder = self.config.encoder.model_copy(update={"item_template": self.template.pattern})
+        encoder = self.config.encoder.model_copy(
+            update={
+                "item_template": self.template.pattern,
+                "numeric": [],
+                "categorical": [],
+                "image": False,
+            }
+        )
         return self.config.model_copy(
             update={
                 "encoder": encoder,
