@@ -78,7 +78,7 @@ class KeptVectors(Retriever):
                 kept[kind] |= dict(zip(new, encode(new, dtype=fast_dtype()), strict=True))
         arrays = {f"{kind}_names": np.array(list(of)) for kind, of in kept.items()}
         arrays |= {f"{kind}_vectors": np.stack(list(of.values())) for kind, of in kept.items()}
-        np.savez(path, **arrays)
+        np.savez(path, allow_pickle=False, **arrays)
         self.kept = kept
 
     def encode_queries(self, texts: Sequence[str], **_: Any) -> np.ndarray:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -98,7 +98,7 @@ class Retriever:
         projection_dim: int | None = None,
         shared: bool = True,
         **two_tower: Any,
-    ) -> Retriever:
+    ) -> Self:
         """Builds zero-shot towers on a pretrained checkpoint.
 
         Args:
@@ -235,7 +235,7 @@ class Retriever:
         partial.replace(path / _MODEL_FILE)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Retriever:
+    def load(cls, folder: str | Path) -> Self:
         """Reads what `save` wrote.
 
         Raises:
