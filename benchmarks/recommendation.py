@@ -50,7 +50,7 @@ from training.recommendation.splits import (
     without_items,
 )
 from training.recommendation.user_groups import user_groups
-from training.report.statistics import compare
+from training.statistics import compare
 from training.train import render_items
 
 SHRINKAGES = (0.0, 5.0, 10.0, 20.0, 50.0, 100.0)

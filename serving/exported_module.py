@@ -136,10 +136,7 @@ class ExportedModule(tf.Module):
         wanted = dict(zip(columns.kinds, filters, strict=True))
 
         def scores_of(part: slice) -> tf.Tensor:
-            if self._hybrid is None:
-                scores = self._scores_of_all(embedding[part])  # [n, items]
-            else:
-                scores = self._hybrid.scores(query[part], embedding[part])
+            scores = self._scores(query[part], embedding[part])
             allowed = columns.allowed({name: values[part] for name, values in wanted.items()})
             return tf.where(allowed & ~self._named(exclude[part]), scores, -np.inf)
 
@@ -157,7 +154,10 @@ class ExportedModule(tf.Module):
 
     def _scores_of_queries(self, query: tf.Tensor) -> tf.Tensor:
         """What `search` scores: string ``[n]`` to float32 ``[n, items]``."""
-        embedding = self.encode_query(query)["embedding"]
+        return self._scores(query, self.encode_query(query)["embedding"])
+
+    def _scores(self, query: tf.Tensor, embedding: tf.Tensor) -> tf.Tensor:
+        """Likewise, of queries that are encoded already, ``[n, d]``."""
         if self._hybrid is None:
             return self._scores_of_all(embedding)
         return self._hybrid.scores(query, embedding)

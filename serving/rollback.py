@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.manifest import MANIFEST_FILE, Manifest
-from serving.versions import existing_version, latest_version, new_version, version_folders
+from serving.versions import existing_version, new_version, version_folders
 from towers.errors import InputError
 
 
@@ -50,7 +50,7 @@ def roll_back(base: str | Path, version: int | None = None) -> RollbackResult:
         InputError: there is no such version, none before, it is in service already, or another
             version was published meanwhile.
     """
-    newest, _ = latest_version(base)
+    newest, _ = existing_version(base)
     folders = version_folders(base)
     serving = _origin(folders, newest)
     if version is None:

@@ -19,7 +19,7 @@ from serving.export import Progress, export_retriever
 from serving.index.auto import IndexKind
 from serving.manifest import Manifest
 from serving.stored_items import Column, StoredItems, stored_retriever
-from serving.versions import latest_version
+from serving.versions import existing_version
 from towers.errors import InputError
 from towers.retriever import Retriever
 
@@ -97,7 +97,7 @@ def update_items(
             export; nothing would change, or nothing would be left; the towers are not those that
             made the embeddings; another version was published meanwhile.
     """
-    version, path = latest_version(base)
+    version, path = existing_version(base)
     manifest, items = Manifest.read(path), StoredItems.read(path)
     add, replace = add or ChangedItems(), replace or ChangedItems()
     _check_changes(items, add, replace, remove)

@@ -93,27 +93,17 @@ def version_folders(base: str | Path) -> dict[int, Path]:
     return dict(sorted(folders.items()))
 
 
-def latest_version(base: str | Path) -> tuple[int, Path]:
-    """The version that a server would load, and its folder.
-
-    Raises:
-        InputError: there is none.
-    """
-    versions = version_folders(base)
-    if not versions:
-        raise InputError(f"{base} holds no version of a model: name saved_models/NAME")
-    return max(versions.items())
-
-
 def existing_version(base: str | Path, version: int | None = None) -> tuple[int, Path]:
-    """A version and its folder: the one named, or the newest.
+    """A version and its folder: the one named, or the newest, which a server would load.
 
     Raises:
         InputError: there is no such version, or none at all.
     """
-    newest, folders = latest_version(base), version_folders(base)
+    folders = version_folders(base)
+    if not folders:
+        raise InputError(f"{base} holds no version of a model: name saved_models/NAME")
     if version is None:
-        return newest
+        version = max(folders)
     if version not in folders:
         there = ", ".join(map(str, folders))
         raise InputError(f"{base} holds no complete version {version}; there are {there}")

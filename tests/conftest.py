@@ -7,11 +7,14 @@ import os
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # before TFRS is imported anywhere
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +61,27 @@ TINY_CATALOG = {
 }
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What the command line said.
+
+    Attributes:
+        status: exit status.
+        out: stdout.
+        err: stderr.
+    """
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The object that a verb printed which did what it was to do."""
+        assert self.status == 0, self.err
+        return json.loads(self.out)
+
+
 class ServerProcess:
     """`towers serve` in a process of its own, on free ports.
 
@@ -95,6 +119,32 @@ def start_server() -> Iterator[Callable[..., ServerProcess]]:
         server.process.kill()
         server.process.wait()
         server.process.stdout.close()
+
+
+@pytest.fixture
+def towers(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Runs a verb in this process, as `main` does."""
+    from towers.cli import cli, run
+
+    def call(*arguments: object) -> Answer:
+        words = [str(argument) for argument in arguments]
+        status = run(lambda: cli.main(words, prog_name="towers", standalone_mode=False))
+        captured = capsys.readouterr()
+        return Answer(status, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def towers_process() -> Callable[..., Answer]:
+    """Runs a verb in a process of its own."""
+
+    def call(*arguments: object) -> Answer:
+        command = [sys.executable, "-m", "towers", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import click
 import ir_measures
@@ -30,33 +30,6 @@ from towers.retriever import Retriever
 from training.lexical_weight import fused
 
 TITLES = ["Red mug", "Garden rake", "Blue mug", "Cat scratching post"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def towers(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Runs a verb in this process, as `main` does."""
-
-    def call(*arguments: object) -> Answer:
-        words = [str(argument) for argument in arguments]
-        status = run(lambda: cli.main(words, prog_name="towers", standalone_mode=False))
-        captured = capsys.readouterr()
-        return Answer(status, captured.out, captured.err)
-
-    return call
-
-
-def process(*arguments: object) -> Answer:
-    """Runs the command line in a process of its own."""
-    command = [sys.executable, "-m", "towers", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    return Answer(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +87,7 @@ def test_help_is_at_hand_without_tensorflow() -> None:
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "export", "serve", "query"])
-def test_every_verb_has_help(verb: str, towers: Callable[..., Answer]) -> None:
+def test_every_verb_has_help(verb: str, towers: Callable[..., Any]) -> None:
     assert verb in towers("--help").out
     answer = towers(verb, "--help")
     assert answer.status == 0
@@ -136,7 +109,7 @@ def test_every_verb_has_help(verb: str, towers: Callable[..., Answer]) -> None:
         (["serve", "--model-base-path", "x", "--poll-seconds", "-1"], "not in the range"),
     ],
 )
-def test_bad_usage_is_2(arguments: list[str], message: str, towers: Callable[..., Answer]) -> None:
+def test_bad_usage_is_2(arguments: list[str], message: str, towers: Callable[..., Any]) -> None:
     answer = towers(*arguments)
     assert answer.status == 2
     assert message in answer.err
@@ -147,7 +120,7 @@ def test_bad_usage_is_2(arguments: list[str], message: str, towers: Callable[...
 
 
 def test_train_and_evaluate_print_one_json_object(
-    shop: Path, tmp_path: Path, towers: Callable[..., Answer]
+    shop: Path, tmp_path: Path, towers: Callable[..., Any]
 ) -> None:
     output = tmp_path / "run"
     arguments = [*data(shop), "--output", output, "--config", shop / "config.toml"]
@@ -185,7 +158,7 @@ def test_train_and_evaluate_print_one_json_object(
 
 
 def test_trec_tools_get_the_same_from_the_files(
-    shop: Path, model: Path, tmp_path: Path, towers: Callable[..., Answer]
+    shop: Path, model: Path, tmp_path: Path, towers: Callable[..., Any]
 ) -> None:
     run_file, qrels_file = tmp_path / "shop.trec", tmp_path / "shop.qrels"
     names = ["nDCG@10", "R@5", "RR", "AP"]
@@ -207,7 +180,7 @@ def test_trec_tools_get_the_same_from_the_files(
         assert ours[name]["mean"] == pytest.approx(theirs[measure], abs=1e-6), name
 
 
-def test_reports_for_people(shop: Path, model: Path, towers: Callable[..., Answer]) -> None:
+def test_reports_for_people(shop: Path, model: Path, towers: Callable[..., Any]) -> None:
     answer = towers("evaluate", "--model", model, *data(shop))
     assert answer.status == 0
     assert "nDCG@10" in answer.out
@@ -215,7 +188,7 @@ def test_reports_for_people(shop: Path, model: Path, towers: Callable[..., Answe
 
 
 def test_unknown_items_are_told_and_strict_refuses(
-    shop: Path, model: Path, tmp_path: Path, towers: Callable[..., Answer]
+    shop: Path, model: Path, tmp_path: Path, towers: Callable[..., Any]
 ) -> None:
     judged = tmp_path / "judged.csv"
     judged.write_text("query,item_id\nboil,k1\nboil,zz9\n", "utf-8")
@@ -233,7 +206,7 @@ def test_unknown_items_are_told_and_strict_refuses(
 
 
 def test_the_weight_that_training_chose_is_used_by_every_verb(
-    shop: Path, model: Path, tmp_path: Path, towers: Callable[..., Answer]
+    shop: Path, model: Path, tmp_path: Path, towers: Callable[..., Any]
 ) -> None:
     chosen = json.loads((model / "metrics.json").read_text("utf-8"))["lexical"]
     assert chosen["queries"] == 7
@@ -265,7 +238,7 @@ def test_the_weight_that_training_chose_is_used_by_every_verb(
 
 
 def test_training_says_which_weight_it_chose_and_why(
-    shop: Path, tmp_path: Path, towers: Callable[..., Answer]
+    shop: Path, tmp_path: Path, towers: Callable[..., Any]
 ) -> None:
     answer = towers(
         *("train", *data(shop), "--config", shop / "config.toml", "--method", "zero-shot"),
@@ -329,7 +302,7 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_2_and_one_line(
-    case: str, shop: Path, model: Path, tmp_path: Path, towers: Callable[..., Answer]
+    case: str, shop: Path, model: Path, tmp_path: Path, towers: Callable[..., Any]
 ) -> None:
     (tmp_path / "no_title.csv").write_text("item_id,name\na,b\n")
     (tmp_path / "catalog.xlsx").write_text("")
@@ -359,9 +332,7 @@ def test_bad_input_is_2_and_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluating_what_is_no_run(
-    shop: Path, tmp_path: Path, towers: Callable[..., Answer]
-) -> None:
+def test_evaluating_what_is_no_run(shop: Path, tmp_path: Path, towers: Callable[..., Any]) -> None:
     answer = towers("evaluate", "--model", shop, *data(shop))
     assert (answer.status, answer.out) == (2, "")
     assert "holds no finished training run" in answer.err
@@ -370,14 +341,14 @@ def test_evaluating_what_is_no_run(
     assert "is no folder" in answer.err
 
 
-def test_measures_that_do_not_exist(shop: Path, model: Path, towers: Callable[..., Answer]) -> None:
+def test_measures_that_do_not_exist(shop: Path, model: Path, towers: Callable[..., Any]) -> None:
     answer = towers("evaluate", "--model", model, *data(shop), "--measures", "nDCG@10,speed@3")
     assert answer.status == 2
     assert "speed@3" in answer.err
 
 
 def test_no_export_to_ask(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, towers: Callable[..., Answer]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, towers: Callable[..., Any]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     answer = towers("query", "kettle")
@@ -385,21 +356,21 @@ def test_no_export_to_ask(
     assert "name the model with --model" in answer.err
 
 
-def test_explaining_without_a_catalogue(towers: Callable[..., Answer]) -> None:
+def test_explaining_without_a_catalogue(towers: Callable[..., Any]) -> None:
     answer = towers("query", "kettle", "--model", "shop", "--explain", "runs/first")
     assert (answer.status, answer.out) == (2, "")
     assert "--explain needs --catalog" in answer.err
 
 
 @pytest.mark.parametrize("options", [["--server", "localhost"], ["--rest", "--server", "x:y"]])
-def test_what_is_no_server_address_is_2(options: list[str], towers: Callable[..., Answer]) -> None:
+def test_what_is_no_server_address_is_2(options: list[str], towers: Callable[..., Any]) -> None:
     answer = towers("query", "kettle", "--model", "shop", *options)
     assert (answer.status, answer.out) == (2, "")
     assert answer.err.startswith(f"Error: '{options[-1]}' is not the address of a ")
     assert "expected HOST:PORT" in answer.err
 
 
-def test_a_server_that_is_not_there_is_1(towers: Callable[..., Answer]) -> None:
+def test_a_server_that_is_not_there_is_1(towers: Callable[..., Any]) -> None:
     arguments = ["query", "kettle", "--model", "shop", "--server", "localhost:1", "--timeout", "2"]
     for transport in ([], ["--rest"]):
         answer = towers(*arguments, *transport)
@@ -409,7 +380,7 @@ def test_a_server_that_is_not_there_is_1(towers: Callable[..., Answer]) -> None:
 
 
 def test_a_catalogue_of_one_item_goes_all_the_way(
-    shop: Path, tmp_path: Path, towers: Callable[..., Answer]
+    shop: Path, tmp_path: Path, towers: Callable[..., Any]
 ) -> None:
     catalog, judged = tmp_path / "one.csv", tmp_path / "judged.csv"
     catalog.write_text("item_id,title\nk1,Kettle\n")
@@ -456,7 +427,7 @@ def test_a_file_that_ends_too_early_is_no_interruption(capsys: pytest.CaptureFix
 
 
 def test_an_interrupted_training_says_so_and_goes_on_later(
-    shop: Path, tmp_path: Path, towers: Callable[..., Answer]
+    shop: Path, tmp_path: Path, towers: Callable[..., Any]
 ) -> None:
     run_folder = tmp_path / "run"
     arguments = ["train", *data(shop), "--config", shop / "config.toml", "--epochs", 3]
@@ -506,12 +477,14 @@ def test_an_interrupt_that_is_dropped_comes_again() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
 
 
-def test_exit_codes_of_the_process(shop: Path, model: Path) -> None:
-    answer = process("evaluate", "--model", model, *data(shop), "--json")
+def test_exit_codes_of_the_process(
+    shop: Path, model: Path, towers_process: Callable[..., Any]
+) -> None:
+    answer = towers_process("evaluate", "--model", model, *data(shop), "--json")
     assert answer.status == 0, answer.err
     assert json.loads(answer.out)["queries"] == 8
     assert answer.out.count("\n") == 1
-    answer = process(
+    answer = towers_process(
         "train", "--catalog", shop / "none.csv", "--interactions", "x.csv", "--output", "x"
     )
     assert answer.status == 2

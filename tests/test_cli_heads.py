@@ -7,7 +7,6 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +23,6 @@ PLACES = {
     "Kitchen": ["kettle", "mug", "coffee", "boils water", "travel mug", "lid"],
     "Garden": ["rake", "hose", "garden", "ash handle", "steel tines", "kink"],
 }
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        assert self.status == 0, self.err
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def towers(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Runs a verb in this process, as `main` does."""
-
-    def call(*arguments: object) -> Answer:
-        words = [str(argument) for argument in arguments]
-        status = run(lambda: cli.main(words, prog_name="towers", standalone_mode=False))
-        captured = capsys.readouterr()
-        return Answer(status, captured.out, captured.err)
-
-    return call
 
 
 def write(path: Path, rows: list[list[object]]) -> Path:
@@ -84,7 +58,7 @@ def fit(reviews: Path, model: object, output: Path) -> tuple[object, ...]:
 
 
 def test_a_classifier_is_fitted_tested_and_used(
-    towers: Callable[..., Answer], reviews: Path, tiny_preset: str, tmp_path: Path
+    towers: Callable[..., Any], reviews: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
     head, out = tmp_path / "head", tmp_path / "out.csv"
     answer = towers(*fit(reviews, tiny_preset, head), "--shots-per-class", 8, "--json")
@@ -132,7 +106,7 @@ def test_a_classifier_is_fitted_tested_and_used(
 
 
 def test_fitting_again_gives_the_same(
-    towers: Callable[..., Answer], reviews: Path, tiny_preset: str, tmp_path: Path
+    towers: Callable[..., Any], reviews: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "1", tmp_path / "2"
     for folder in (first, second):
@@ -143,7 +117,7 @@ def test_fitting_again_gives_the_same(
 
 
 def test_report_for_people(
-    towers: Callable[..., Answer], reviews: Path, tiny_preset: str, tmp_path: Path
+    towers: Callable[..., Any], reviews: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
     answer = towers(*fit(reviews, tiny_preset, tmp_path / "head"), "--method", "prototype")
     assert answer.status == 0
@@ -158,7 +132,7 @@ def test_report_for_people(
 
 
 def test_a_head_knows_its_model(
-    towers: Callable[..., Answer],
+    towers: Callable[..., Any],
     reviews: Path,
     tiny_preset: str,
     tmp_path: Path,
@@ -198,7 +172,7 @@ def test_a_head_knows_its_model(
 def test_bad_input_for_a_classifier(
     change: tuple[object, ...],
     message: str,
-    towers: Callable[..., Answer],
+    towers: Callable[..., Any],
     reviews: Path,
     tiny_preset: str,
     tmp_path: Path,
@@ -210,7 +184,7 @@ def test_bad_input_for_a_classifier(
 
 
 def test_bad_input_for_using_a_classifier(
-    towers: Callable[..., Answer], reviews: Path, tiny_preset: str, tmp_path: Path
+    towers: Callable[..., Any], reviews: Path, tiny_preset: str, tmp_path: Path
 ) -> None:
     head = tmp_path / "head"
     assert towers(*fit(reviews, tiny_preset, head), "--folds", 0).status == 0
@@ -279,7 +253,7 @@ def calibrate(shop: Path, output: Path) -> tuple[object, ...]:
 
 
 def test_click_probabilities_are_fitted_tested_and_used(
-    towers: Callable[..., Answer], shop: Path, tmp_path: Path
+    towers: Callable[..., Any], shop: Path, tmp_path: Path
 ) -> None:
     head, out = tmp_path / "head", tmp_path / "out.csv"
     extra = ("--numeric", "position", "--categorical", "brand", "--json")
@@ -329,7 +303,7 @@ def test_click_probabilities_are_fitted_tested_and_used(
     assert float(read(out)[0]["click_probability"]) == pytest.approx(expit(logit), abs=2e-3)
 
 
-def test_calibration_for_people(towers: Callable[..., Answer], shop: Path, tmp_path: Path) -> None:
+def test_calibration_for_people(towers: Callable[..., Any], shop: Path, tmp_path: Path) -> None:
     answer = towers(*calibrate(shop, tmp_path / "head"), "--folds", 3)
     assert answer.status == 0, answer.err
     assert answer.out.startswith("head: accuracy 0.")
@@ -360,7 +334,7 @@ def test_calibration_for_people(towers: Callable[..., Answer], shop: Path, tmp_p
 def test_bad_input_for_calibration(
     change: tuple[object, ...],
     message: str,
-    towers: Callable[..., Answer],
+    towers: Callable[..., Any],
     shop: Path,
     tmp_path: Path,
 ) -> None:
@@ -371,6 +345,6 @@ def test_bad_input_for_calibration(
 
 
 @pytest.mark.parametrize("verb", ["classify", "calibrate"])
-def test_help(verb: str, towers: Callable[..., Answer]) -> None:
+def test_help(verb: str, towers: Callable[..., Any]) -> None:
     assert verb in towers("--help").out
     assert "--head" in towers(verb, "--help").out

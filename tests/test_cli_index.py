@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tensorflow as tf
@@ -14,27 +14,6 @@ import tensorflow as tf
 from serving.export import export_retriever
 from serving.loading import load_export
 from towers import Retriever
-from towers.cli import cli, run
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def towers(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Runs a verb in this process, as `main` does."""
-
-    def call(*arguments: object) -> Answer:
-        words = [str(argument) for argument in arguments]
-        status = run(lambda: cli.main(words, prog_name="towers", standalone_mode=False))
-        captured = capsys.readouterr()
-        return Answer(status, captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +61,7 @@ HEADER = "item_id,title,brand,description"
 
 
 def test_items_come_change_go_and_come_back(
-    shop: Path, file: Callable[..., Path], towers: Callable[..., Answer]
+    shop: Path, file: Callable[..., Path], towers: Callable[..., Any]
 ) -> None:
     added = towers("index", "add", shop, file(HEADER, "n1,Zinc bucket,Oakfield,"))
     assert added.status == 0
@@ -125,7 +104,7 @@ def test_bad_input_publishes_nothing(
     lines: tuple[str, ...],
     message: str,
     file: Callable[..., Path],
-    towers: Callable[..., Answer],
+    towers: Callable[..., Any],
 ) -> None:
     answer = towers("index", verb, exported, file(*lines))
     assert answer.status == 2
@@ -133,7 +112,7 @@ def test_bad_input_publishes_nothing(
     assert sorted(path.name for path in exported.iterdir()) == ["1"]
 
 
-def test_no_model(tmp_path: Path, file: Callable[..., Path], towers: Callable[..., Answer]) -> None:
+def test_no_model(tmp_path: Path, file: Callable[..., Path], towers: Callable[..., Any]) -> None:
     for words in (("index", "remove", tmp_path, file("item_id", "a")), ("rollback", tmp_path)):
         answer = towers(*words)
         assert answer.status == 2
@@ -143,7 +122,7 @@ def test_no_model(tmp_path: Path, file: Callable[..., Path], towers: Callable[..
 def test_verify(
     shop: Path,
     file: Callable[..., Path],
-    towers: Callable[..., Answer],
+    towers: Callable[..., Any],
     tiny_catalog: dict[str, list[str]],
 ) -> None:
     rows = zip(*tiny_catalog.values(), strict=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +14,6 @@ from towers.cli import cli, run
 SHOP = Path(__file__).parent.parent / "examples" / "shop"
 CATALOG = ("--catalog", SHOP / "catalog.csv")
 HISTORIES = ("--histories", SHOP / "histories.jsonl")
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def towers(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Runs a verb in this process, as `main` does."""
-
-    def call(*arguments: object) -> Answer:
-        words = [str(argument) for argument in arguments]
-        status = run(lambda: cli.main(words, prog_name="towers", standalone_mode=False))
-        captured = capsys.readouterr()
-        return Answer(status, captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture(scope="module")

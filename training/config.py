@@ -213,6 +213,25 @@ class FitConfig(_Section):
         return self.interpolate
 
 
+class UpdateConfig(_Section):
+    """How a finished run goes on with new pairs; docs/update.md.
+
+    Attributes:
+        replay: old pairs that are trained on again, for each new one.
+        anchor: weight of a loss that draws the scores in a batch to those of the towers before; in
+            place of `FitConfig.anchor`.
+        held_out: share of the queries, old and new, that versions are compared on.
+        measure: what they are compared by; see `training.evaluation.Measure`.
+        max_drop: how much less of it on old queries is put up with.
+    """
+
+    replay: float = Field(1.0, ge=0)
+    anchor: float = Field(1.0, ge=0)
+    held_out: float = Field(0.2, gt=0, lt=1)
+    measure: str = "nDCG@10"
+    max_drop: float = Field(0.005, ge=0)
+
+
 class TrainConfig(_Section):
     """All that decides a training run, data aside.
 
@@ -229,6 +248,7 @@ class TrainConfig(_Section):
         deterministic: the same bits in every run on the same machine; slower on a GPU.
         encoder: the towers.
         fit: the adaptation.
+        update: of a run that goes on from another.
     """
 
     method: Literal[Method, "auto"] = "auto"
@@ -241,28 +261,37 @@ class TrainConfig(_Section):
     deterministic: bool = False
     encoder: EncoderConfig = EncoderConfig()
     fit: FitConfig = FitConfig()
+    update: UpdateConfig | None = None
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str] | None, **overrides: Any) -> TrainConfig:
+    def read(
+        cls,
+        path: str | os.PathLike[str] | None,
+        *,
+        base: TrainConfig | None = None,
+        **overrides: Any,
+    ) -> TrainConfig:
         """Reads a TOML or JSON file and puts the command line's options over it.
 
         Args:
             path: the file; only defaults and overrides if None.
-            **overrides: top-level fields, and ``encoder`` / ``fit`` as dicts of fields; None means
-                not given.
+            base: what the file is put over; the defaults if None.
+            **overrides: top-level fields, and ``encoder``, ``fit`` and ``update`` as dicts of
+                fields; None means not given.
 
         Raises:
             InputError: the file cannot be read, names an unknown field or has a wrong value.
         """
-        values = {} if path is None else read_values(path)
-        for name, value in overrides.items():
-            if isinstance(value, dict):
-                given = {key: v for key, v in value.items() if v is not None}
-                section = values.get(name, {})
-                # A section that is no table is left for validation to complain about.
-                values[name] = {**section, **given} if isinstance(section, dict) else section
-            elif value is not None:
-                values[name] = value
+        values = {} if base is None else base.model_dump()
+        for changes in ({} if path is None else read_values(path), overrides):
+            for name, value in changes.items():
+                if isinstance(value, dict):
+                    given = {key: v for key, v in value.items() if v is not None}
+                    section = {} if values.get(name) is None else values[name]
+                    # A section that is no table is left for validation to complain about.
+                    values[name] = {**section, **given} if isinstance(section, dict) else section
+                elif value is not None:
+                    values[name] = value
         return cls.of(values, "options" if path is None else f"{os.fspath(path)} and options")
 
     @classmethod

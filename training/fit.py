@@ -299,6 +299,4 @@ def hold_out(
     if round(config.held_out * len(pairs.queries)) < config.min_held_out:
         return pairs, None
     train, kept = split_by_query(pairs, config.held_out, seed=seed)
-    names = set(kept.queries)
-    rows = [row for row, query in enumerate(judgements.queries) if query in names]
-    return train, judgements.select_queries(rows)
+    return train, judgements.of_queries(kept.queries)

@@ -76,9 +76,7 @@ class HeldOutFolds:
     def training_part(self, number: int) -> tuple[Interactions, Interactions]:
         """Pairs without the queries of a fold, and the judgements of the queries that are left."""
         train = _without(self.pairs, self.folds[number])
-        names = set(train.queries)
-        known = [row for row, query in enumerate(self._judgements.queries) if query in names]
-        return train, self._judgements.select_queries(known)
+        return train, self._judgements.of_queries(train.queries)
 
     def fold_queries(self, number: int) -> list[str]:
         """The queries of a fold."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -180,6 +180,52 @@ class Interactions:
         chosen[_as_numbers(np.asarray(queries))] = True
         return self.select_rows(chosen[self.query_row])
 
+    def of_queries(self, texts: Iterable[str]) -> Interactions:
+        """Returns the rows of the given queries, as far as they are known; there may be none."""
+        wanted = set(texts)
+        return self.select_queries(np.array([query in wanted for query in self.queries], bool))
+
+    def without_queries(self, texts: Iterable[str]) -> Interactions:
+        """Returns the rows of all queries but the given ones; there may be none."""
+        gone = set(texts)
+        return self.select_queries(np.array([query not in gone for query in self.queries], bool))
+
+    def without_pairs(self, other: Interactions) -> Interactions:
+        """Returns the rows whose query and item are not a pair of `other` too.
+
+        Args:
+            other: Judgements of the same catalogue.
+        """
+        row_of = {query: row for row, query in enumerate(self.queries)}
+        rows = np.array([row_of.get(query, -1) for query in other.queries], np.int64)
+        theirs = _pair_codes(rows[other.query_row], other.item_row)
+        return self.select_rows(~np.isin(_pair_codes(self.query_row, self.item_row), theirs))
+
+    def followed_by(self, newer: Interactions) -> Interactions:
+        """Returns these judgements and newer ones, which alone count where both judge a pair.
+
+        Users and times are left out.
+
+        Args:
+            newer: Judgements of the same catalogue.
+        """
+        older = self.without_pairs(newer)
+        row_of = {query: row for row, query in enumerate(older.queries)}
+        rows = [row_of.setdefault(query, len(row_of)) for query in newer.queries]
+        return replace(
+            self,
+            queries=list(row_of),
+            query_row=np.concatenate(
+                [older.query_row, np.array(rows, np.int32)[newer.query_row]], dtype=np.int32
+            ),
+            item_row=np.concatenate([older.item_row, newer.item_row]),
+            grade=np.concatenate([older.grade, newer.grade]),
+            weight=np.concatenate([older.weight, newer.weight]),
+            users=[],
+            user_row=None,
+            timestamp=None,
+        )
+
     def positives(self, min_grade: int = 1) -> Interactions:
         """Returns the rows of at least this grade; there may be none."""
         return self.select_rows(self.grade >= min_grade)
@@ -227,13 +273,18 @@ def _best_rows(
     query: np.ndarray, item: np.ndarray, grade: np.ndarray, weight: np.ndarray, rows: np.ndarray
 ) -> np.ndarray:
     """Returns, of the given rows, the best one of each (query, item), in ascending order."""
-    pair = query[rows].astype(np.int64) << 32 | item[rows]
+    pair = _pair_codes(query[rows], item[rows])
     # Last key first; lexsort is stable, so that the first row wins a tie.
     order = np.lexsort((-weight[rows], -grade[rows], pair))
     pair = pair[order]
     starts = np.ones(len(pair), bool)
     starts[1:] = pair[1:] != pair[:-1]
     return np.sort(rows[order[starts]])
+
+
+def _pair_codes(query: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """One number for each (query, item), int64 [rows]; negative for query -1."""
+    return query.astype(np.int64) << 32 | item
 
 
 def _filled(table: pa.Table, name: str, default: int, rows: int, dtype: type) -> np.ndarray:

@@ -138,6 +138,9 @@ class CatalogNegatives:
         self.hard, self.source, self.cached, self.lexical = hard, source, cached, lexical
         self.judged = judged
         self._text_id = text_ids(item_texts)
+        # The first row of each distinct text stands for it.
+        self._first = np.zeros(len(item_texts), bool)
+        self._first[np.unique(self._text_id, return_index=True)[1]] = True
         self._positive_ids = self._positives(pairs, known)
         self._judged = judged_below(pairs, known, self._text_id) if judged and known else {}
         self._pools: list[np.ndarray] = []
@@ -182,11 +185,7 @@ class CatalogNegatives:
 
     def _mine(self) -> None:
         weight = _LEXICAL_WEIGHT[self.source]
-        everything = np.arange(len(self.item_texts))
-        items = self.vectors.of_items(everything)
-        # The first row of each distinct text stands for it.
-        first = np.zeros(len(items), bool)
-        first[np.unique(self._text_id, return_index=True)[1]] = True
+        items = self.vectors.of_items(np.arange(len(self.item_texts)))
         own = self.pairs.item_row
         pools: list[np.ndarray] = [np.zeros(0, np.int64)] * len(self.pairs)
         for start in range(0, len(self.pairs.queries), _QUERIES_AT_A_TIME):
@@ -199,7 +198,7 @@ class CatalogNegatives:
             for pair in np.flatnonzero((start <= of_pair) & (of_pair < stop)).tolist():
                 query = int(of_pair[pair])
                 score = scores[query - start]
-                allowed = first & (score <= limit(score[own[pair]]))
+                allowed = self._first & (score <= limit(score[own[pair]]))
                 allowed &= ~np.isin(self._text_id, self._positive_ids[query])
                 if self.source == "lexical":
                     allowed &= score > 0  # without a word in common nothing is hard

@@ -3,8 +3,13 @@
 config.json     resolved configuration
 run.json        data files with their SHA-256, package versions, when it started
 metrics.json    what was measured; written last: a run that has it is finished
-shots.csv       the positive pairs that were drawn; missing in a run without interactions
+shots.csv       the positive pairs that were drawn, in an update with all that came before; missing
+                in a run without interactions
+held_out.csv    judged pairs of queries that the towers were not trained on, for updates to be
+                compared on; where some were held out
 model/          towers, vocabulary, text settings (`towers.Retriever.load`)
+recommender/    what was learned from histories, where there were some
+item_vectors/   vectors that were encoded with these towers, to be found again
 checkpoints/    for taking up an interrupted run; removed when it is finished
 tensorboard/    event files
 """
@@ -15,10 +20,11 @@ import hashlib
 import json
 import platform
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.csv
@@ -32,7 +38,18 @@ from training.config import TrainConfig
 from training.histories import Histories
 from training.interactions import Interactions
 
-_FOLDERS = ("model", "checkpoints", "tensorboard")
+_FOLDERS = ("model", "recommender", "item_vectors", "checkpoints", "tensorboard")
+_SHOTS, _HELD_OUT = "shots.csv", "held_out.csv"
+
+
+class DataFile(Protocol):
+    """A file that was read, such as a `training.catalog.Catalog`."""
+
+    @property
+    def path(self) -> str: ...  # noqa: D102
+
+    @property
+    def sha256(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,9 @@ class RunFolder:
         catalog: Catalog,
         interactions: Interactions | None,
         histories: Histories | None = None,
+        *,
+        further: Mapping[str, DataFile | None] | None = None,
+        parent: Mapping[str, str] | None = None,
     ) -> RunFolder:
         """Starts a run in a folder, or takes up an interrupted run of the same inputs.
 
@@ -62,19 +82,29 @@ class RunFolder:
             catalog: the items.
             interactions: judged pairs; None for a run without any.
             histories: what users took; None for a run that does not learn from it.
+            further: other files that decide the run, by what they are to it.
+            parent: the run that this one goes on from: ``path``, ``id`` and ``fingerprint``.
 
         Raises:
             InputError: the folder holds a finished run, a run of other inputs, or other things.
         """
         run = cls(path)
-        files = {"catalog": catalog, "interactions": interactions, "histories": histories}
+        files: dict[str, DataFile | None] = {
+            "catalog": catalog,
+            "interactions": interactions,
+            "histories": histories,
+            **(further or {}),
+        }
         data = {
             name: {"path": file.path, "sha256": file.sha256}
             for name, file in files.items()
             if file is not None
         }
         settings = config.model_dump(mode="json")
-        run_id = _run_id(settings, *(file["sha256"] for file in data.values()))
+        identity = {name: file["sha256"] for name, file in data.items()}
+        if parent is not None:
+            identity |= {"parent": parent["id"], "parent's towers": parent["fingerprint"]}
+        run_id = _run_id(settings, identity)
         if run.is_finished:
             raise InputError(f"{path} holds a finished run: name another --output, or remove it")
         if (path / "run.json").is_file():
@@ -92,6 +122,7 @@ class RunFolder:
                 {
                     "id": run_id,
                     "data": data,
+                    **({} if parent is None else {"parent": dict(parent)}),
                     "packages": package_versions(),
                     "python": platform.python_version(),
                     "platform": platform.platform(),
@@ -149,23 +180,52 @@ class RunFolder:
                 '{"lexical": {"weight": 0.5}}; give one with --lexical, or train again'
             ) from error
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether its towers were trained on pairs."""
+        metrics = json.loads((self.path / "metrics.json").read_text("utf-8"))
+        return metrics.get("fit") is not None
+
     def load_retriever(self) -> Retriever:
         """The adapted towers."""
         return Retriever.load(self.path / "model")
 
+    def shots(self, catalog: Catalog) -> Interactions | None:
+        """The positive pairs that the run was trained on, as far as a catalogue has their items.
+
+        Raises:
+            InputError: the file is damaged, or the catalogue has none of the items.
+        """
+        return self._pairs(_SHOTS, catalog)
+
+    def held_out(self, catalog: Catalog) -> Interactions | None:
+        """Judged pairs of queries that neither it nor an update is trained on; likewise."""
+        return self._pairs(_HELD_OUT, catalog)
+
+    def _pairs(self, name: str, catalog: Catalog) -> Interactions | None:
+        path = self.path / name
+        return Interactions.read(path, catalog) if path.is_file() else None
+
     def finish(
-        self, retriever: Retriever, shots: Interactions | None, metrics: dict[str, Any]
+        self,
+        retriever: Retriever,
+        shots: Interactions | None,
+        metrics: dict[str, Any],
+        *,
+        held_out: Interactions | None = None,
     ) -> None:
-        """Writes the result; the run is finished when this returns."""
+        """Writes the result; the run is finished when this returns.
+
+        Args:
+            retriever: the towers.
+            shots: the positive pairs that the run knows.
+            metrics: what was measured.
+            held_out: judged pairs of queries that the towers were not trained on.
+        """
         retriever.save(self.path / "model")
-        if shots is not None:
-            queries = [shots.queries[row] for row in shots.query_row.tolist()]
-            item_ids = shots.catalog.item_ids[shots.item_row].tolist()
-            table = pa.table(
-                {"query": queries, "item_id": item_ids, "grade": pa.array(shots.grade)}
-            )
-            with atomic_file(self.path / "shots.csv") as partial:
-                pyarrow.csv.write_csv(table, partial)
+        for name, pairs in ((_SHOTS, shots), (_HELD_OUT, held_out)):
+            if pairs is not None:
+                _write_pairs(self.path / name, pairs)
         write_json(self.path / "metrics.json", metrics)
         # Three times the model's size, and a finished run is not taken up again.
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
@@ -184,13 +244,27 @@ class RunFolder:
         for name in _FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
         # `run.json` last: a kill in between leaves a run that can be taken up.
-        for name in ("shots.csv", "config.json", "run.json"):
+        for name in (_SHOTS, _HELD_OUT, "config.json", "run.json"):
             (self.path / name).unlink(missing_ok=True)
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
 
-def _run_id(settings: dict[str, Any], *hashes: str) -> str:
+def _write_pairs(path: Path, pairs: Interactions) -> None:
+    """Writes all that training needs of pairs, and nothing of who or when."""
+    table = pa.table(
+        {
+            "query": [pairs.queries[row] for row in pairs.query_row.tolist()],
+            "item_id": pairs.catalog.item_ids[pairs.item_row].tolist(),
+            "grade": pa.array(pairs.grade),
+            "weight": pa.array(pairs.weight),
+        }
+    )
+    with atomic_file(path) as partial:
+        pyarrow.csv.write_csv(table, partial)
+
+
+def _run_id(settings: dict[str, Any], data: dict[str, str]) -> str:
     """What equal runs share: settings and contents, not file names."""
-    identity = json.dumps([settings, *hashes], sort_keys=True)
+    identity = json.dumps([settings, data], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]

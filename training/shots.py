@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 
@@ -30,8 +29,7 @@ def draw_shots(
         interactions: Judged pairs.
         n_pairs: Number of pairs to draw.
         seed: Same seed, same draw; `draw(128)` starts with the rows of `draw(32)`.
-        min_grade: Lowest grade of a positive. Judged negatives are no shots: `judged_negatives`
-            gives those of the drawn queries.
+        min_grade: Lowest grade of a positive. Judged negatives are no shots.
 
     Returns:
         The drawn rows, in the order drawn.
@@ -56,25 +54,6 @@ def draw_shots(
     turn = np.arange(len(query)) - np.repeat(starts, np.diff(starts, append=len(query)))
     drawn = by_query[np.argsort(turn, kind="stable")[:n_pairs]]
     return positives.select_rows(drawn)
-
-
-def judged_negatives(
-    interactions: Interactions, shots: Interactions, *, min_grade: int = 1
-) -> Interactions:
-    """Returns the judged rows below `min_grade` of the drawn queries: ready-made hard negatives.
-
-    Args:
-        interactions: What the shots were drawn from.
-        shots: A draw. Its `queries` are those of the result, some perhaps without a row, so that
-            `query_row` means the same in both.
-        min_grade: As in the draw.
-    """
-    row_of = {query: row for row, query in enumerate(shots.queries)}
-    drawn = np.array([row_of.get(query, -1) for query in interactions.queries], np.int32)
-    query_row = drawn[interactions.query_row]
-    rows = np.flatnonzero((query_row >= 0) & (interactions.grade < min_grade))
-    negatives = interactions.select_rows(rows)
-    return replace(negatives, queries=shots.queries, query_row=query_row[rows])
 
 
 def split_by_query(

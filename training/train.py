@@ -104,22 +104,23 @@ def train(
         "fit": None,
     }
     adapted: Retriever | None = None
+    held_out: Interactions | None = None
     scorer = None if lexical is None else lexical(template, catalog)
-    names = set(shots.queries)
-    known = [row for row, query in enumerate(interactions.queries) if query in names]
     # With a draw of shots, judgements that were not drawn are not known either.
-    judgements = shots if config.shots is not None else interactions.select_queries(known)
+    judgements = shots
+    if config.shots is None:
+        judgements = interactions.of_queries(shots.queries)
     titles = [title or "" for title in catalog.column(template.columns[0])]
     weight = None if config.lexical == "auto" else lexical_number(config.lexical)
     if config.warm_up == "catalog":
-        held_out = hold_out(shots, judgements, config.fit, config.seed)[1]
+        asked = hold_out(shots, judgements, config.fit, config.seed)[1]
         retriever, record = warm_up(
             retriever,
             texts,
             config.fit,
             titles=titles,
             folder=output,
-            pool=None if held_out is None else CandidatePool(held_out, texts, seed=config.seed),
+            pool=None if asked is None else CandidatePool(asked, texts, seed=config.seed),
             seed=config.seed,
             progress=warm_up_progress,
         )
@@ -185,6 +186,8 @@ def train(
                 result, retriever=interpolate(retriever, result.retriever, share), share=share
             )
         adapted, metrics["fit"] = result.retriever, result.as_dict()
+        if method != "linear":  # which is cross-validated, and trained on all pairs
+            held_out = hold_out(shots, judgements, fit, config.seed)[1]
     if weight is not None or scorer is None:
         lexical_choice = LexicalChoice(weight or 0.0, "not chosen from the shots")
     elif lexical_choice is None or not metrics["choice"]["queries"]:
@@ -200,7 +203,7 @@ def train(
     metrics["lexical"] = lexical_choice.as_dict()
     if also is not None:
         metrics |= also(adapted or retriever)
-    run.finish(adapted or retriever, shots, metrics)
+    run.finish(adapted or retriever, shots, metrics, held_out=held_out)
     return metrics
 
 
@@ -210,7 +213,16 @@ def lexical_number(weight: float | str) -> float:
 
 
 def build_retriever(config: TrainConfig, template: ItemTemplate) -> Retriever:
-    """Zero-shot towers as configured; the seed decides a random projection."""
+    """Zero-shot towers as configured; the seed decides a random projection.
+
+    Raises:
+        InputError: the configuration is an update's, or the encoder cannot be loaded.
+    """
+    if config.update is not None:
+        raise InputError(
+            "the configuration has a table [update]: it goes on from another run, by `towers "
+            "update`; leave the table out to train anew"
+        )
     keras.utils.set_random_seed(config.seed)
     encoder = config.encoder
     return Retriever.from_preset(

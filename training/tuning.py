@@ -161,9 +161,7 @@ class _Objective:
             self.shots = self.judgements = draw_shots(
                 interactions, base.shots, seed=base.seed, min_grade=base.min_grade
             )
-        names = set(self.shots.queries)
-        known = [row for row, query in enumerate(self.judgements.queries) if query in names]
-        self.judgements = self.judgements.select_queries(known)
+        self.judgements = self.judgements.of_queries(self.shots.queries)
         self.catalog, self.lexical, self.progress = catalog, lexical, progress
         self._towers: dict[str, tuple[Retriever, list[str], list[str], LexicalScorer | None]] = {}
         self._folds: dict[str, HeldOutFolds] = {}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from towers.errors import InputError
 from training.catalog import Catalog
 from training.interactions import Interactions
-from training.shots import draw_shots, judged_negatives, split_by_query
+from training.shots import draw_shots, split_by_query
 
 Pair = tuple[str, str, int]
 
@@ -156,14 +156,3 @@ def test_fraction_out_of_range(fraction: float) -> None:
     whole = make([("mug", "i0", 1), ("pan", "i2", 1)])
     with pytest.raises(InputError, match="between 0 and 1"):
         split_by_query(whole, fraction, seed=0)
-
-
-@settings(max_examples=50, deadline=None)
-@given(JUDGED, SEEDS)
-def test_judged_negatives(pairs: list[Pair], seed: int) -> None:
-    whole = make([*pairs, ("kettle", "i1", 1)])
-    shots = draw_shots(whole, 1 + len(whole.positives()) // 2, seed=seed)
-    negatives = judged_negatives(whole, shots)
-    assert negatives.queries == shots.queries
-    expected = [pair for pair in pairs if pair[2] == 0 and pair[0] in shots.queries]
-    assert as_pairs(negatives) == expected

@@ -21,6 +21,7 @@ _INTERRUPTED = 128 + signal.SIGINT
 
 _VERBS = {
     "train": "Adapt towers to a shop's interactions.",
+    "update": "Go on from a run with new interactions.",
     "tune": "Search for hyper-parameters by held-out shots.",
     "evaluate": "Measure retrieval quality over the whole catalogue.",
     "export": "Write a SavedModel with its index.",

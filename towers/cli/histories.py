@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,24 @@ def fit_and_save(
     fit.recommender.save(output / FOLDER)
     data = {"path": histories.path, "sha256": histories.sha256}
     return {"recommendation": fit.as_dict() | {"histories": data}}
+
+
+def carry_over(model: Path, retriever: Retriever, output: Path) -> dict[str, Any]:
+    """Copies the recommender of a run to one that goes on from it; returns what was measured.
+
+    Its user tower learned from the vectors of the towers before: it is taken to suit those after.
+
+    Args:
+        model: the run's folder.
+        retriever: the towers of the run that goes on.
+        output: the folder of that run.
+    """
+    recommender = load_recommender(model)
+    assert recommender is not None
+    fingerprint = retriever.fingerprint()
+    dataclasses.replace(recommender, encoder_fingerprint=fingerprint).save(output / FOLDER)
+    metrics = json.loads((model / "metrics.json").read_text("utf-8"))
+    return {"recommendation": metrics["recommendation"] | {"carried_over_from": str(model)}}
 
 
 def load_recommender(model: Path) -> Recommender | None:

@@ -145,13 +145,13 @@ def _changed(model: Path, file: str) -> ChangedItems:
     from serving.manifest import Manifest
     from serving.stored_items import StoredItems
     from serving.update import ChangedItems
-    from serving.versions import latest_version
+    from serving.versions import existing_version
     from towers.cli.columns import item_columns
     from towers.item_text import ItemTemplate
     from training.catalog import Catalog
     from training.train import render_items
 
-    _, path = latest_version(model)
+    _, path = existing_version(model)
     items = StoredItems.read(path)
     products = Catalog.read(file)
     return ChangedItems(

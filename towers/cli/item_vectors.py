@@ -28,7 +28,12 @@ precision_option = click.option(
 
 
 def item_vectors(
-    model_folder: Path, retriever: Retriever, texts: Sequence[str], precision: str
+    model_folder: Path,
+    retriever: Retriever,
+    texts: Sequence[str],
+    precision: str,
+    *,
+    keep: bool = True,
 ) -> np.ndarray:
     """Encodes item texts, or reads the vectors where the same towers encoded the same texts before.
 
@@ -38,6 +43,7 @@ def item_vectors(
         texts: item texts.
         precision: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the processor computes
             with it directly.
+        keep: whether vectors that were not there are written.
 
     Returns:
         float32 ``[N, d]``.
@@ -51,6 +57,8 @@ def item_vectors(
         return np.load(path)
     with progress_bar(f"Encoding {len(texts):,} items") as progress:
         vectors = retriever.encode_items(texts, dtype=dtype, progress=progress)
+    if not keep:
+        return vectors
     with atomic_file(path) as partial, partial.open("wb") as file:
         np.save(file, vectors)
     return vectors

@@ -4,7 +4,6 @@ plan.py                    what is asked for: data, systems, numbers of shots, d
 cells.py                   what was measured, one file a draw, so that a report can be taken up
 measuring.py               adapting and evaluating one draw
 sentence_transformers.py   the peer, fine-tuned with its usual recipe
-statistics.py              intervals, paired tests, Holm's correction
 results.py                 from cells to the numbers of the page
 figures.py, page.py        the page itself
 """

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from training.evaluation import bootstrap_interval
 from training.report.cells import Cell, Measurement, View
 from training.report.plan import BM25, HYBRID, PEER, ZERO_SHOT, Plan, Task
-from training.report.statistics import Comparison, Interval, compare, holm, mean_interval
+from training.statistics import Comparison, Interval, compare, holm, mean_interval
 
 SIGNIFICANT = 0.05
 _EXAMPLES = 5

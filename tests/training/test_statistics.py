@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.report.statistics import compare, holm, mean_interval
+from training.statistics import compare, holm, mean_interval
 
 # Student's sleep data, with R's t.test(extra ~ group, data = sleep, paired = TRUE).
 DRUG_1 = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
