@@ -36,13 +36,13 @@ _TOPICS = 16
 _TRAINING_QUERIES = 1_000
 
 UPDATES = {
-    "update": {},
-    "update, no anchor": {"anchor": 0.0},
-    "update, no replay": {"replay": 0.0},
-    "update, a quarter as many old pairs": {"replay": 0.25},
-    "update, neither": {"anchor": 0.0, "replay": 0.0},
+    "update": UpdateConfig(),
+    "update, no anchor": UpdateConfig(anchor=0.0),
+    "update, no replay": UpdateConfig(replay=0.0),
+    "update, a quarter as many old pairs": UpdateConfig(replay=0.25),
+    "update, neither": UpdateConfig(anchor=0.0, replay=0.0),
 }
-"""Settings of `UpdateConfig` by name."""
+"""By name."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class Case:
         config = FitConfig(held_out=0.0)
         return adapt(start, pairs, self.texts, config, folder=folder, seed=self.seed).retriever
 
-    def updated(self, start: Retriever, options: dict[str, float], folder: Path) -> Retriever:
+    def updated(self, start: Retriever, settings: UpdateConfig, folder: Path) -> Retriever:
         """Towers that go on with the new pairs as `towers update` does."""
-        settings, fit = UpdateConfig(**options), FitConfig()
+        fit = FitConfig()
         material = Material.of(
             self.old,
             self.judged,

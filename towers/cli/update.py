@@ -124,6 +124,7 @@ def command(
                 return carry_over(model, retriever, output)
             return {}
 
+        refused: str | None = None
         try:
             metrics = update(
                 parent,
@@ -143,8 +144,6 @@ def command(
             )
         except UpdateRefused as error:
             refused, metrics = str(error), error.metrics
-        else:
-            refused = None
     facts = {"output": None if refused else str(output), "refused": refused, **metrics}
     if refused:
         say(f"Refused: {refused}")
