@@ -35,11 +35,12 @@ def test_an_update_is_a_run_like_any_other(
 ) -> None:
     output, judged = tmp_path / "second", SHOP / "test.csv"
     quick = ("--epochs", 1, "--max-drop", 1, "--judgements", judged, "--measure", "R@10")
-    facts = towers(
-        "update", "--model", first, *CATALOG, *NEW, "--output", output, *quick, "--json"
-    ).json
-    assert (facts["output"], facts["refused"]) == (str(output), None)
+    answer = towers("update", "--model", first, *CATALOG, *NEW, "--output", output, *quick)
+    assert answer.status == 0, answer.err
+    facts = json.loads((output / "metrics.json").read_text("utf-8"))
     gate = facts["update"]["gate"]
+    assert f"{gate['before']:.4f} before, {gate['after']:.4f} after" in answer.out
+    assert answer.out.endswith(f"Model written to {output}\n")
     for model, value in ((first, gate["before"]), (output, gate["after"])):
         evaluation = towers(
             *("evaluate", "--model", model, *CATALOG, "--interactions", judged),
