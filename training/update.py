@@ -66,6 +66,8 @@ def read_update_config(parent: RunFolder, path: str | None = None, **overrides: 
             "method": before.method if before.method in METHODS else "full",
             "shots": None,
             "warm_up": "off",
+            "strategy": "auto",
+            "deterministic": False,
             "update": before.update or UpdateConfig(),
         }
     )
@@ -271,6 +273,8 @@ def _require_update(parent: RunFolder, config: TrainConfig) -> UpdateConfig:
         )
     if config.shots is not None or config.warm_up != "off":
         raise InputError("an update learns from all new pairs: leave shots and warm_up out")
+    if config.strategy != "auto" or config.deterministic:
+        raise InputError("an update trains on one device: leave strategy and deterministic out")
     require_per_query(config.update.measure)
     return config.update
 
