@@ -42,9 +42,9 @@ from training.run_folder import RunFolder
 
 finish = RunFolder.finish
 
-def finish_and_keep(self, retriever, *rest):
+def finish_and_keep(self, retriever, *rest, **further):
     np.savez(weights, *retriever.model.get_weights())
-    finish(self, retriever, *rest)
+    finish(self, retriever, *rest, **further)
 
 RunFolder.finish = finish_and_keep
 for weights, arguments in calls:

@@ -14,8 +14,10 @@ from towers.cli.lexical import Lexical, lexical_option, lexical_scorer
 from towers.cli.output import emit, json_option, progress_bars, say
 
 if TYPE_CHECKING:
+    from training.catalog import Catalog
     from training.config import TrainConfig
     from training.histories import Histories
+    from training.interactions import Interactions
     from training.train import AlsoFit
 
 # As in `training.config`, which is not imported for `--help`.
@@ -130,34 +132,44 @@ def command(
             "mixed_precision": mixed_precision,
         },
     )
-    from training.devices import training_devices
-
     if interactions is None and ((strict and histories is None) or min_grade is not None):
         raise click.UsageError("--strict and --min-grade need --interactions")
+    from training.catalog import Catalog
+    from training.devices import training_devices
+    from training.interactions import Interactions
+
+    # What is wrong with the input is said before any device is looked for.
+    products = Catalog.read(catalog)
+    judgements = None
+    if interactions is None:
+        say(f"{len(products):,} items, no interactions")
+    else:
+        judgements = Interactions.read(interactions, products, strict=strict)
+        say(
+            f"{len(products):,} items, {len(judgements):,} judged pairs "
+            f"of {len(judgements.queries):,} queries"
+        )
+        if judgements.unknown_items.rows:
+            say(f"left out: {judgements.unknown_items}")
+    people = read_histories(histories, products, strict) if histories else None
     with training_devices(output, config.strategy, deterministic=config.deterministic) as folder:
-        metrics = _train(config, catalog, interactions, histories, folder, strict)
+        metrics = _train(config, products, judgements, people, folder)
     emit({"output": str(output), **metrics}, as_json, lambda: _report(output, metrics))
 
 
 def _train(
     config: TrainConfig,
-    catalog: str,
-    interactions: str | None,
-    histories: str | None,
+    products: Catalog,
+    judgements: Interactions | None,
+    people: Histories | None,
     output: Path,
-    strict: bool,
 ) -> dict[str, Any]:
-    """Reads the data and trains on them."""
-    from training.catalog import Catalog
-    from training.interactions import Interactions
+    """Trains, with interactions or without."""
     from training.label_free import train_label_free
     from training.train import train
 
-    products = Catalog.read(catalog)
-    if interactions is None:
-        say(f"{len(products):,} items, no interactions")
-        people = read_histories(histories, products, strict) if histories else None
-        with progress_bars() as progress:
+    with progress_bars() as progress:
+        if judgements is None:
             return train_label_free(
                 config,
                 products,
@@ -168,15 +180,6 @@ def _train(
                 warm_up_progress=partial(progress, "Warming up"),
                 progress=partial(progress, "Training"),
             )
-    judgements = Interactions.read(interactions, products, strict=strict)
-    say(
-        f"{len(products):,} items, {len(judgements):,} judged pairs "
-        f"of {len(judgements.queries):,} queries"
-    )
-    if judgements.unknown_items.rows:
-        say(f"left out: {judgements.unknown_items}")
-    people = read_histories(histories, products, strict) if histories else None
-    with progress_bars() as progress:
         return train(
             config,
             products,
