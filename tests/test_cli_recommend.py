@@ -14,6 +14,7 @@ from towers.cli import cli, run
 SHOP = Path(__file__).parent.parent / "examples" / "shop"
 CATALOG = ("--catalog", SHOP / "catalog.csv")
 HISTORIES = ("--histories", SHOP / "histories.jsonl")
+REVIEWS = ("--reviews", SHOP / "reviews.csv")
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_preset: str) -> Path:
     folder = tmp_path_factory.mktemp("people")
     config = folder / "config.toml"
     config.write_text("[encoder]\nquery_max_length = 12\nitem_max_length = 16\n")
-    words = ("train", *CATALOG, *HISTORIES, "--output", folder / "run", "--encoder", tiny_preset)
+    words = ("train", *CATALOG, *HISTORIES, *REVIEWS, "--output", folder / "run")
+    words += ("--encoder", tiny_preset)
     command = [*map(str, words), "--config", str(config), "--json"]
     assert run(lambda: cli.main(command, prog_name="towers", standalone_mode=False)) == 0
     return folder
@@ -31,6 +33,8 @@ def test_train_writes_a_recommender(trained):
     metrics = json.loads((trained / "run" / "metrics.json").read_text())["recommendation"]
     assert metrics["users"] == 105
     assert metrics["histories"]["sha256"]
+    assert metrics["reviews"]["sha256"]
+    assert metrics["reviewers"] == 61  # who wrote of an item that was not their last
     assert metrics["log_likelihood"] > metrics["log_likelihood_uniform"]
     recommender = Recommender.load(trained / "run" / "recommender")
     assert recommender.weights.co_occurrence + recommender.weights.words > 0
@@ -79,6 +83,9 @@ def test_wrong_input_is_named(trained, towers, tmp_path):
     unknown.write_text('{"user_id": "u", "items": ["KIT-0010", "gone"]}\n')
     words = ("train", *CATALOG, "--histories", unknown, "--strict", "--output", tmp_path / "run")
     strict = towers(*words)
+    alone = towers("train", *CATALOG, *REVIEWS, "--output", tmp_path / "run")
+    assert alone.status == 2
+    assert "--reviews needs --histories" in alone.err
     assert strict.status == 2
     assert "histories.jsonl" in strict.err
     (trained / "without").mkdir()

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from towers.errors import InputError
 from towers.item_neighbours import ItemNeighbours, word_neighbours
+from towers.review_sentiment import ReviewSentiment
 from towers.user_tower import UserTower
 
 _TOWER_FILE = "user_tower.keras"
@@ -23,6 +24,9 @@ _SETTINGS_FILE = "recommender.json"
 _USERS_AT_A_TIME = 256
 _LENDERS = 5
 _SHARPNESS = 8
+
+REVIEWS_TO_TEXT = 0.3
+"""Weight of the reviews, as a multiple of the text's, where there were none to fit it on."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class BlendWeights:
         words: of the words that the texts of items share.
         popularity: of `log(1 + events)` of an item.
         query: of the score of a query, where one is given with the history.
+        reviews: of the dot product of a user's reviews and the item embedding.
     """
 
     text: float
@@ -42,6 +47,7 @@ class BlendWeights:
     words: float = 0.0
     popularity: float = 0.0
     query: float = 0.0
+    reviews: float = 0.0
 
 
 @dataclass
@@ -49,11 +55,13 @@ class Recommender:
     """What was learned from histories. It holds no embeddings: `over` brings it to a catalogue.
 
         score[j] = text * <user, e_j> + sum_p r_p (co_occurrence * C[p, j] + words * W[p, j])
-                   + popularity * log(1 + n_j)
+                   + popularity * log(1 + n_j) + reviews * sum_r s_r <v_r, e_j> / sum_r |s_r|
 
     `user` is the vector that `UserTower` makes of the embeddings of the past items `p`, `C` the
     co-occurrence of items in histories, `W` the overlap of the items' words, `n_j` how often an
-    item was taken, and `r_p` falls by `decay` with each newer item and sums to 1.
+    item was taken, and `r_p` falls by `decay` with each newer item and sums to 1. `v_r` are the
+    vectors of the reviews that the user wrote, as a query tower makes them, and `s_r` in [-1, 1]
+    says how pleased they were: what is like the disliked is pushed away.
 
     Attributes:
         user_tower: the attention head.
@@ -64,6 +72,7 @@ class Recommender:
         decay: share of its weight that a past item keeps with each newer one.
         max_history: newest items of a history that are looked at.
         encoder_fingerprint: of the item tower; see `towers.Retriever.fingerprint`.
+        sentiment: of reviews; without one, those that are not rated count as mildly liked.
 
     Example:
         >>> recommender = Recommender.load("runs/people/recommender")
@@ -79,6 +88,38 @@ class Recommender:
     decay: float = 0.7
     max_history: int = 50
     encoder_fingerprint: str = ""
+    sentiment: ReviewSentiment | None = None
+
+    def __post_init__(self) -> None:
+        if self.sentiment is None:
+            self.sentiment = ReviewSentiment.unlearned(self.user_tower.embedding_dim)
+
+    def review_vectors(
+        self, vectors: Sequence[np.ndarray], ratings: Sequence[Sequence[float]]
+    ) -> np.ndarray:
+        """What users wrote, as one vector each; see `CatalogRecommender.recommend`.
+
+        Args:
+            vectors: for each user float32 `[reviews, d]`, of `towers.Retriever.encode_reviews`.
+            ratings: for each user a rating from 1 to 5 for each review; 0 or NaN for none, and
+                then the text tells how pleased its author was.
+
+        Returns:
+            float32 `[users, d]`: `sum_r s_r v_r / sum_r |s_r|`, zeros for nothing.
+
+        Raises:
+            InputError: vectors and ratings are not as many, or the vectors of another width.
+        """
+        assert self.sentiment is not None
+        width = self.user_tower.embedding_dim
+        if [of.shape for of in vectors] != [(len(given), width) for given in ratings]:
+            raise InputError(
+                f"the reviews of each user need vectors [reviews, {width}] and as many ratings, "
+                f"not {[of.shape for of in vectors]} and {[len(given) for given in ratings]}"
+            )
+        return self.sentiment.user_vectors(
+            vectors, [np.asarray(given, np.float32) for given in ratings]
+        )
 
     def over(
         self, item_ids: Sequence[str], item_texts: Sequence[str], item_embeddings: np.ndarray
@@ -134,6 +175,7 @@ class Recommender:
 
     def save(self, folder: str | Path) -> None:
         """Writes the recommender into a folder."""
+        assert self.sentiment is not None
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         self.user_tower.save(path / _TOWER_FILE)
@@ -144,18 +186,20 @@ class Recommender:
                 counts=self.counts,
                 rows=self.co_occurrence.rows,
                 weights=self.co_occurrence.weights,
+                sentiment=self.sentiment.kernel,
             )
         settings = {
             "weights": asdict(self.weights),
             "decay": self.decay,
             "max_history": self.max_history,
             "encoder_fingerprint": self.encoder_fingerprint,
+            "sentiment_bias": self.sentiment.bias,
         }
         (path / _SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Recommender:
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, also before there were reviews.
 
         Raises:
             InputError: the folder holds no recommender, or a file in it is damaged.
@@ -167,13 +211,17 @@ class Recommender:
         try:
             settings = json.loads((path / _SETTINGS_FILE).read_text("utf-8"))
             tower = keras.saving.load_model(path / _TOWER_FILE, compile=False)
+            weights = settings.pop("weights")
+            weights.setdefault("reviews", REVIEWS_TO_TEXT * weights["text"])
+            bias = settings.pop("sentiment_bias", None)
             with np.load(path / _ARRAYS_FILE) as arrays:
                 return cls(
                     tower,
-                    BlendWeights(**settings.pop("weights")),
+                    BlendWeights(**weights),
                     arrays["item_ids"].tolist(),
                     ItemNeighbours(arrays["rows"], arrays["weights"]),
                     arrays["counts"],
+                    sentiment=None if bias is None else ReviewSentiment(arrays["sentiment"], bias),
                     **settings,
                 )
         except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
@@ -207,7 +255,10 @@ class CatalogRecommender:
         return self.neighbours.matrix()
 
     def __call__(
-        self, histories: Sequence[np.ndarray], query_scores: np.ndarray | None = None
+        self,
+        histories: Sequence[np.ndarray],
+        query_scores: np.ndarray | None = None,
+        review_vectors: np.ndarray | None = None,
     ) -> np.ndarray:
         """Scores every item for every user.
 
@@ -216,23 +267,41 @@ class CatalogRecommender:
                 item.
             query_scores: float32 `[users, N]`, what `search` would score; a row of NaN for a user
                 without a query. Where there is one, popularity does not count.
+            review_vectors: float32 `[users, d]`, of `Recommender.review_vectors`; zeros for a user
+                who wrote nothing.
 
         Returns:
             float32 `[users, N]`: logits; items of the history are scored like any other.
+
+        Raises:
+            InputError: the review vectors have another shape.
         """
+        expected = (len(histories), self.embeddings.shape[1])
+        if review_vectors is not None and review_vectors.shape != expected:
+            raise InputError(
+                f"the review vectors of {expected[0]} users must be {expected}, not "
+                f"{review_vectors.shape}"
+            )
         parts = [np.zeros((0, len(self.item_ids)), np.float32)]
         for start in range(0, len(histories), _USERS_AT_A_TIME):
             part = slice(start, start + _USERS_AT_A_TIME)
             asked = None if query_scores is None else query_scores[part]
-            parts.append(self._score(histories[part], asked))
+            written = None if review_vectors is None else review_vectors[part]
+            parts.append(self._score(histories[part], asked, written))
         return np.concatenate(parts)
 
-    def _score(self, histories: Sequence[np.ndarray], asked: np.ndarray | None) -> np.ndarray:
+    def _score(
+        self,
+        histories: Sequence[np.ndarray],
+        asked: np.ndarray | None,
+        written: np.ndarray | None,
+    ) -> np.ndarray:
         learned = self.recommender
         histories = [newest(rows, learned.max_history) for rows in histories]
-        scores = learned.weights.text * (
-            user_vectors(learned.user_tower, self.embeddings, histories) @ self.embeddings.T
-        )
+        users = learned.weights.text * user_vectors(learned.user_tower, self.embeddings, histories)
+        if written is not None:
+            users = users + learned.weights.reviews * written
+        scores = users @ self.embeddings.T
         scores += (
             recency_matrix(histories, learned.decay, len(self.item_ids)) @ self._matrix
         ).toarray()
@@ -252,6 +321,7 @@ class CatalogRecommender:
         *,
         k: int = 10,
         query_scores: np.ndarray | None = None,
+        review_vectors: np.ndarray | None = None,
     ) -> list[list[tuple[str, float]]]:
         """The k best items for each user that are not in the history.
 
@@ -260,13 +330,14 @@ class CatalogRecommender:
                 gets the most popular items.
             k: items a user; fewer where the catalogue has no more.
             query_scores: see `__call__`.
+            review_vectors: see `__call__`.
 
         Returns:
             Item ids with their scores, best first; of equal scores the earlier row comes first.
             A user who has seen the whole catalogue is offered it again.
         """
         rows = [self.rows(history) for history in histories]
-        scores = self(rows, query_scores)
+        scores = self(rows, query_scores, review_vectors)
         answers = []
         for left_out, row_scores in zip(self._left_out(rows), scores, strict=True):
             row_scores[left_out] = -np.inf
@@ -281,6 +352,7 @@ class CatalogRecommender:
         item_ids: Sequence[Sequence[str]],
         *,
         query_scores: np.ndarray | None = None,
+        review_vectors: np.ndarray | None = None,
     ) -> list[np.ndarray]:
         """How likely items are the next that a user takes.
 
@@ -291,12 +363,13 @@ class CatalogRecommender:
             histories: item ids of each user, oldest first.
             item_ids: ids of the items asked about, for each user.
             query_scores: see `__call__`; how a query counts is set and not fitted.
+            review_vectors: see `__call__`.
 
         Returns:
             For each user float32 `[items asked about]`; 0 for an unknown item.
         """
         rows = [self.rows(history) for history in histories]
-        scores = self(rows, query_scores)
+        scores = self(rows, query_scores, review_vectors)
         answers = []
         for left_out, of_all, asked in zip(self._left_out(rows), scores, item_ids, strict=True):
             offered = np.delete(of_all, left_out)

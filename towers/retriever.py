@@ -26,6 +26,7 @@ _MODEL_FILE = "towers.keras"
 _TEXT_FILE = "text.json"
 _TOKENIZER_FOLDER = "tokenizer"
 _FUSED_ROWS = 4096
+_REVIEW_LENGTH = 128  # as of `training.heads`: reviews are longer than queries
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,27 @@ class Retriever:
         return self._encoder(self.model.query_tower, dtype).encode(
             [prefix + text for text in texts],
             max_length=self.text.query_max_length,
+            progress=progress,
+        )
+
+    @property
+    def review_max_length(self) -> int:
+        """Longest review in tokens: 128, or what the query tower has positions for."""
+        positions = int(self.model.query_tower.backbone.max_sequence_length)
+        return max(self.text.query_max_length, min(_REVIEW_LENGTH, positions))
+
+    def encode_reviews(
+        self,
+        texts: Sequence[str],
+        *,
+        dtype: str | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """As `encode_queries`, of longer texts: reviews of `review_max_length` tokens."""
+        prefix = self.text.query_prefix
+        return self._encoder(self.model.query_tower, dtype).encode(
+            [prefix + text for text in texts],
+            max_length=self.review_max_length,
             progress=progress,
         )
 

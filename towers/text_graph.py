@@ -33,6 +33,7 @@ class TextGraph(tf.Module):
         self._text = retriever.text
         self._tokenizer = retriever.tokenizer
         self._dim = retriever.embedding_dim
+        self._review_max_length = retriever.review_max_length
         self._query_tower = _FrozenTower(model.query_tower)
         self._item_tower = self._query_tower if model.shared else _FrozenTower(model.item_tower)
         self._fusion = None if model.fusion is None else _FrozenFusion(model.fusion)
@@ -41,6 +42,10 @@ class TextGraph(tf.Module):
         """Query vectors: string ``[N]`` to float32 ``[N, d]``."""
         texts = self._prefixed(texts)
         return self._in_blocks(self._query_tower, texts, self._text.query_max_length)
+
+    def embed_reviews(self, texts: tf.Tensor) -> tf.Tensor:
+        """Vectors of reviews, by the query tower: string ``[N]`` to float32 ``[N, d]``."""
+        return self._in_blocks(self._query_tower, self._prefixed(texts), self._review_max_length)
 
     def tokenize_queries(self, texts: tf.Tensor) -> tf.Tensor:
         """Token ids of queries, as `embed_queries` has them: string ``[N]`` to int ``[N, T]``."""

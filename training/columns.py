@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Kind = Literal["id", "ids", "text", "price", "weight", "grade", "timestamp", "vector"]
+Kind = Literal["id", "ids", "text", "price", "weight", "grade", "rating", "timestamp", "vector"]
 
 RAW_TEXT = pa.large_string()
 TEXT = pa.dictionary(pa.int32(), RAW_TEXT)
@@ -35,6 +35,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray], pa.DataType]]
         lambda x: (x >= 0) & (x < 2**31) & (x == np.floor(x)),
         pa.int32(),
     ),
+    "rating": ("a number from 1 to 5", lambda x: (x >= 1) & (x <= 5), pa.float32()),
 }
 
 _NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
@@ -74,8 +75,8 @@ def convert(column: pa.ChunkedArray, kind: Kind) -> pa.Array:
         kind: What the column holds.
 
     Returns:
-        id, text: `dictionary<int32, large_string>`; price: `float64`; weight: `float32`; grade:
-        `int32`; timestamp: `timestamp[s]` (UTC); ids: `large_list<large_string>`; vector:
+        id, text: `dictionary<int32, large_string>`; price: `float64`; weight, rating: `float32`;
+        grade: `int32`; timestamp: `timestamp[s]` (UTC); ids: `large_list<large_string>`; vector:
         `fixed_size_list<float32>[width]`. One array, as long as the column.
 
     Raises:

@@ -13,6 +13,7 @@ from training.distillation import distil
 from training.histories import Histories
 from training.lexical_weight import PRIOR_WEIGHT, LexicalChoice
 from training.methods import require_suitable
+from training.reviews import Reviews
 from training.run_folder import RunFolder
 from training.train import (
     AlsoFit,
@@ -32,6 +33,7 @@ def train_label_free(
     *,
     lexical: LexicalIndexer | None = None,
     histories: Histories | None = None,
+    reviews: Reviews | None = None,
     also: AlsoFit | None = None,
     progress: Progress | None = None,
     warm_up_progress: Progress | None = None,
@@ -48,6 +50,7 @@ def train_label_free(
         output: the run folder; an interrupted run of the same inputs is taken up.
         lexical: the lexical score; without one its weight is 0.
         histories: what `also` learns from, for the run to be known by.
+        reviews: likewise.
         also: makes what else belongs to the run of the trained towers, ahead of its end.
         progress: told (steps done, steps in all) while training.
         warm_up_progress: told (steps done, steps in all) while the towers warm up.
@@ -87,7 +90,7 @@ def train_label_free(
     retriever = build_retriever(config, template)  # before the folder is made: it may be refused
     require_suitable(retriever.model, "full", config.fit)
 
-    run = RunFolder.open(output, config, catalog, None, histories)
+    run = RunFolder.open(output, config, catalog, None, histories, further={"reviews": reviews})
     metrics: dict[str, Any] = {
         "method": method,
         "items": len(catalog),

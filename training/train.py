@@ -27,6 +27,7 @@ from training.histories import Histories
 from training.interactions import Interactions
 from training.lexical_weight import LexicalChoice, LexicalScorer, choose_lexical_weight
 from training.methods import require_gradient, require_suitable
+from training.reviews import Reviews
 from training.run_folder import RunFolder
 from training.shots import draw_shots
 from training.warm_up import warm_up
@@ -46,6 +47,7 @@ def train(
     *,
     lexical: LexicalIndexer | None = None,
     histories: Histories | None = None,
+    reviews: Reviews | None = None,
     also: AlsoFit | None = None,
     progress: Progress | None = None,
     lexical_progress: Progress | None = None,
@@ -62,6 +64,7 @@ def train(
         output: the run folder; an interrupted run of the same inputs is taken up.
         lexical: the lexical score that the weight ``auto`` is chosen for; without one it is 0.
         histories: what `also` learns from, for the run to be known by.
+        reviews: likewise.
         also: makes what else belongs to the run of the trained towers, ahead of its end.
         progress: told (steps done, steps in all) while training.
         lexical_progress: told (items done, items in all) while the weight is chosen.
@@ -92,7 +95,9 @@ def train(
         require_contrast(shots, texts, config.fit)
     require_gradient(method, config.fit)
     Augmenter.from_config(config.fit.augment, [])  # its sources may be refused too
-    run = RunFolder.open(output, config, catalog, interactions, histories)
+    run = RunFolder.open(
+        output, config, catalog, interactions, histories, further={"reviews": reviews}
+    )
     metrics: dict[str, Any] = {
         "method": config.method,
         "items": len(catalog),

@@ -23,6 +23,7 @@ from training.interactions import Interactions
 from training.judged_ranking import JudgedRanking, encode_items, require_per_query
 from training.lexical_weight import LexicalChoice, LexicalScorer, choose_lexical_weight
 from training.methods import require_suitable
+from training.reviews import Reviews
 from training.run_folder import RunFolder
 from training.statistics import compare
 from training.train import AlsoFit, LexicalIndexer, lexical_number, render_items
@@ -90,6 +91,7 @@ def update(
     judgements: Interactions | None = None,
     lexical: LexicalIndexer | None = None,
     histories: Histories | None = None,
+    reviews: Reviews | None = None,
     also: AlsoFit | None = None,
     encode: RunItemEncoder | None = None,
     progress: Progress | None = None,
@@ -115,6 +117,7 @@ def update(
         judgements: the old evaluation. Its queries are not trained on, by later updates neither.
         lexical: the lexical score; without one words do not count.
         histories: what `also` learns from, for the run to be known by.
+        reviews: likewise.
         also: makes what else belongs to the run of the towers, once they have passed the gate.
         encode: encodes the whole catalogue, where `judgements` are ranked; the towers do it anew
             if None.
@@ -151,7 +154,7 @@ def update(
         catalog,
         interactions,
         histories,
-        further={"replay": replay, "judgements": judgements},
+        further={"replay": replay, "judgements": judgements, "reviews": reviews},
         parent={
             "path": str(parent.path),
             "id": parent.run_id,

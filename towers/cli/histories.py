@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from towers.retriever import Retriever
     from training.catalog import Catalog
     from training.histories import Histories
+    from training.reviews import Reviews
 
 FOLDER = "recommender"
 _CUTOFF = 10
@@ -40,15 +42,42 @@ def read_histories(path: str, products: Catalog, strict: bool) -> Histories:
     return histories
 
 
+def reviews_option() -> Callable[..., Any]:
+    """The option --reviews."""
+    return click.option(
+        "--reviews",
+        type=click.Path(),
+        help="What users wrote of items; with --histories; docs/recommendations.md.",
+    )
+
+
+def read_reviews(path: str, products: Catalog, histories: Histories, strict: bool) -> Reviews:
+    """Reads reviews and says what is in them."""
+    from training.reviews import Reviews
+
+    reviews = Reviews.read(path, products, strict=strict)
+    known = set(histories.users)
+    of_users = sum(user in known for user in reviews.users)
+    say(f"{len(reviews):,} reviews, {of_users:,} by users with a history")
+    if reviews.unknown_items.rows:
+        say(f"reviews of items that the catalogue lacks: {reviews.unknown_items.rows:,}")
+    if reviews.without_text:
+        say(f"left out: {reviews.without_text:,} reviews without a text")
+    return reviews
+
+
 def fit_and_save(
     retriever: Retriever,
     histories: Histories,
+    reviews: Reviews | None,
     output: Path,
     seed: int,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Fits a recommender and writes it into the run's folder; returns what was measured."""
+    from towers.encoding import fast_dtype
     from training.recommendation.fit import fit_recommender
+    from training.recommendation.review_part import UserReviews
     from training.train import render_items
 
     products = histories.catalog
@@ -58,13 +87,20 @@ def fit_and_save(
         products.item_ids.tolist(),
         texts,
         item_vectors(output, retriever, texts, "auto"),
+        reviews=None if reviews is None else UserReviews.of(reviews, histories),
+        encode_reviews=partial(retriever.encode_reviews, dtype=fast_dtype()),
         encoder_fingerprint=retriever.fingerprint(),
         seed=seed,
         progress=progress,
     )
     fit.recommender.save(output / FOLDER)
-    data = {"path": histories.path, "sha256": histories.sha256}
-    return {"recommendation": fit.as_dict() | {"histories": data}}
+    files = {"histories": histories, "reviews": reviews}
+    data = {
+        name: {"path": file.path, "sha256": file.sha256}
+        for name, file in files.items()
+        if file is not None
+    }
+    return {"recommendation": fit.as_dict() | data}
 
 
 def carry_over(model: Path, retriever: Retriever, output: Path) -> dict[str, Any]:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from towers.cli.histories import fit_and_save, histories_option, read_histories
+from towers.cli.histories import (
+    fit_and_save,
+    histories_option,
+    read_histories,
+    read_reviews,
+    reviews_option,
+)
 from towers.cli.lexical import Lexical, lexical_option, lexical_scorer
 from towers.cli.output import emit, json_option, progress_bars, say
 
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
     from training.config import TrainConfig
     from training.histories import Histories
     from training.interactions import Interactions
+    from training.reviews import Reviews
     from training.train import AlsoFit
 
 # As in `training.config`, which is not imported for `--help`.
@@ -40,6 +47,7 @@ METHODS = [
 @click.option("--catalog", required=True, type=click.Path(), help="Catalogue file.")
 @click.option("--interactions", type=click.Path(), help="Interactions file; docs/methods.md.")
 @histories_option("What users took, for recommendations; docs/recommendations.md.")
+@reviews_option()
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Run folder.")
 @click.option("--encoder", help="Installed encoder, checkpoint folder or keras-hub preset.")
 @click.option("--shots", type=int, help="Draw this many positive pairs; all if not given.")
@@ -77,6 +85,7 @@ def command(
     catalog: str,
     interactions: str | None,
     histories: str | None,
+    reviews: str | None,
     output: Path,
     encoder: str | None,
     shots: int | None,
@@ -134,6 +143,8 @@ def command(
     )
     if interactions is None and ((strict and histories is None) or min_grade is not None):
         raise click.UsageError("--strict and --min-grade need --interactions")
+    if reviews and not histories:
+        raise click.UsageError("--reviews needs --histories")
     from training.catalog import Catalog
     from training.devices import training_devices
     from training.interactions import Interactions
@@ -152,8 +163,9 @@ def command(
         if judgements.unknown_items.rows:
             say(f"left out: {judgements.unknown_items}")
     people = read_histories(histories, products, strict) if histories else None
+    written = read_reviews(reviews, products, people, strict) if reviews and people else None
     with training_devices(output, config.strategy, deterministic=config.deterministic) as folder:
-        metrics = _train(config, products, judgements, people, folder)
+        metrics = _train(config, products, judgements, people, written, folder)
     emit({"output": str(output), **metrics}, as_json, lambda: _report(output, metrics))
 
 
@@ -162,6 +174,7 @@ def _train(
     products: Catalog,
     judgements: Interactions | None,
     people: Histories | None,
+    written: Reviews | None,
     output: Path,
 ) -> dict[str, Any]:
     """Trains, with interactions or without."""
@@ -176,7 +189,8 @@ def _train(
                 output,
                 lexical=lexical_scorer,
                 histories=people,
-                also=_also(people, config.seed, output, progress),
+                reviews=written,
+                also=_also(people, written, config.seed, output, progress),
                 warm_up_progress=partial(progress, "Warming up"),
                 progress=partial(progress, "Training"),
             )
@@ -187,7 +201,8 @@ def _train(
             output,
             lexical=lexical_scorer,
             histories=people,
-            also=_also(people, config.seed, output, progress),
+            reviews=written,
+            also=_also(people, written, config.seed, output, progress),
             warm_up_progress=partial(progress, "Warming up"),
             fusion_progress=partial(progress, "Judging the attributes"),
             choice_progress=partial(progress, "Choosing the method"),
@@ -198,6 +213,7 @@ def _train(
 
 def _also(
     histories: Histories | None,
+    reviews: Reviews | None,
     seed: int,
     output: Path,
     progress: Callable[[str, int, int], None],
@@ -205,9 +221,8 @@ def _also(
     """What learns from the histories once the towers are trained."""
     if histories is None:
         return None
-    return lambda retriever: fit_and_save(
-        retriever, histories, output, seed, partial(progress, "Learning from histories")
-    )
+    bar = partial(progress, "Learning from histories")
+    return lambda retriever: fit_and_save(retriever, histories, reviews, output, seed, bar)
 
 
 def _report(output: Path, metrics: dict[str, Any]) -> str:

@@ -15,6 +15,8 @@ from towers.cli.histories import (
     histories_option,
     load_recommender,
     read_histories,
+    read_reviews,
+    reviews_option,
 )
 from towers.cli.item_vectors import item_vectors
 from towers.cli.lexical import Lexical, lexical_option, lexical_scorer
@@ -51,6 +53,7 @@ METHODS = ["full", "lora", "adalora", "bitfit", "top"]
     help="How much less of it on the old evaluation is put up with; .005 if absent.",
 )
 @histories_option("What users took, to fit the run's recommendations anew.")
+@reviews_option()
 @click.option("--method", type=click.Choice(METHODS), help="How to adapt; docs/methods.md.")
 @lexical_option("auto: chosen again. As the run was trained if absent.")
 @click.option("--min-grade", type=int, help="Lowest grade of a positive pair.")
@@ -71,6 +74,7 @@ def command(
     measure: str | None,
     max_drop: float | None,
     histories: str | None,
+    reviews: str | None,
     method: str | None,
     lexical: Lexical,
     min_grade: int | None,
@@ -89,6 +93,8 @@ def command(
     a file and options go over it. An update that was interrupted goes on when the same command is
     given again.
     """
+    if reviews and not histories:
+        raise click.UsageError("--reviews needs --histories")
     from training.catalog import Catalog
     from training.run_folder import RunFolder
     from training.update import UpdateRefused, read_update_config, update
@@ -109,6 +115,7 @@ def command(
     old = None if replay is None else _read(replay, products, "old")
     judged = None if judgements is None else _read(judgements, products, "evaluation")
     people = None if histories is None else read_histories(histories, products, strict)
+    written = read_reviews(reviews, products, people, strict) if reviews and people else None
 
     def encode(folder: Path, retriever: Retriever, texts: Sequence[str]) -> np.ndarray:
         # The old run stays as it is: what is not found there is not written there either.
@@ -119,7 +126,7 @@ def command(
         def also(retriever: Retriever) -> dict[str, Any]:
             if people is not None:
                 bar = partial(progress, "Learning from histories")
-                return fit_and_save(retriever, people, output, config.seed, bar)
+                return fit_and_save(retriever, people, written, output, config.seed, bar)
             if load_recommender(model) is not None:
                 return carry_over(model, retriever, output)
             return {}
@@ -136,6 +143,7 @@ def command(
                 judgements=judged,
                 lexical=lexical_scorer,
                 histories=people,
+                reviews=written,
                 also=also,
                 encode=encode,
                 progress=partial(progress, "Training"),

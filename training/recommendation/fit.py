@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from towers.errors import InputError
 from towers.item_neighbours import ItemNeighbours, word_neighbours
 from towers.recommender import (
+    REVIEWS_TO_TEXT,
     BlendWeights,
     Recommender,
     newest,
@@ -21,18 +22,20 @@ from towers.recommender import (
 from training.recommendation.blend import choose_blend
 from training.recommendation.co_occurrence import fit_co_occurrence
 from training.recommendation.popularity import item_counts
+from training.recommendation.review_part import EncodeReviews, ReviewPart, UserReviews
 from training.recommendation.user_training import TrainedTower, UserTraining, train_user_tower
 
 Progress = Callable[[int, int], None]
 """Told (steps done, steps in all)."""
 
-PARTS = ("text", "co_occurrence", "words", "popularity")
+PARTS = ("text", "co_occurrence", "words", "popularity", "reviews")
 
 # Without a history to learn from; the size of the weights that office's training users gave.
 _PRIOR = BlendWeights(text=8.0, co_occurrence=0.0, words=8.0, popularity=0.2)
 # A query says what is wanted now, a history what was: not learned, histories hold no queries.
 _QUERY_TO_TEXT = 3.0
 _MAX_BLEND_USERS = 2_000
+_MIN_REVIEWERS = 20  # fewer do not tell how much reviews count
 _CANDIDATES = 5_000
 
 
@@ -41,7 +44,8 @@ class RecommenderSettings:
     """Settings of `fit_recommender`.
 
     Attributes:
-        parts: of `PARTS`, those that the score has; the others get no weight.
+        parts: of `PARTS`, those that the score has; the others get no weight. Without reviews by
+            enough of the users, theirs is a multiple of the text's.
         decay: see `towers.Recommender`; 1 where `order` is false.
         order: whether the order of a history counts.
         strength: see `fit_co_occurrence`.
@@ -69,6 +73,7 @@ class RecommenderFit:
         log_likelihood: mean log probability of the next item, of users that nothing but the
             weights was fitted on.
         uniform: the same if all items were equally likely.
+        reviewers: users whose reviews the weight of the reviews was fitted on; 0 where it was not.
     """
 
     recommender: Recommender
@@ -77,6 +82,7 @@ class RecommenderFit:
     events: int
     log_likelihood: float
     uniform: float
+    reviewers: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for `json.dumps`."""
@@ -86,6 +92,7 @@ class RecommenderFit:
             "weights": asdict(self.recommender.weights),
             "log_likelihood": self.log_likelihood,
             "log_likelihood_uniform": self.uniform,
+            "reviewers": self.reviewers,
             "user_tower": {
                 "held_out_rr": self.user_tower.held_out,
                 "best_epoch": self.user_tower.best_epoch,
@@ -100,6 +107,8 @@ def fit_recommender(
     embeddings: np.ndarray,
     settings: RecommenderSettings | None = None,
     *,
+    reviews: UserReviews | None = None,
+    encode_reviews: EncodeReviews | None = None,
     encoder_fingerprint: str = "",
     seed: int = 0,
     progress: Progress | None = None,
@@ -116,6 +125,8 @@ def fit_recommender(
         item_texts: texts of the items.
         embeddings: float32 `[N, d]`, of the texts.
         settings: the settings; the defaults if None.
+        reviews: of the users, in their order.
+        encode_reviews: vectors of review texts; needed with `reviews`.
         encoder_fingerprint: of the item tower, kept with the recommender.
         seed: decides folds, held-out users, negatives.
         progress: told about the progress.
@@ -129,7 +140,8 @@ def fit_recommender(
         raise InputError(f"{unknown[0]!r} is no part of the score: {', '.join(PARTS)} are")
     report = progress or (lambda done, total: None)
     longest = settings.user_tower.max_history
-    usable = [np.asarray(history) for history in histories if len(history) > 1]
+    users = np.array([user for user, history in enumerate(histories) if len(history) > 1], int)
+    usable = [np.asarray(histories[user]) for user in users]
     decay = settings.decay if settings.order else 1.0
     tower_settings = settings.user_tower
     if not settings.order:  # a plain mean
@@ -149,14 +161,21 @@ def fit_recommender(
             return trained, ItemNeighbours.none(len(item_ids))
         return trained, fit_co_occurrence(users, len(item_ids), strength=settings.strength)
 
+    asked = [fold[: _MAX_BLEND_USERS // len(folds)] for fold in folds]
+    written = None
+    if reviews is not None and "reviews" in settings.parts:
+        assert encode_reviews is not None
+        numbers = users[np.concatenate([np.zeros(0, int), *asked])]
+        written = ReviewPart(reviews, numbers, encode_reviews, seed=seed)
+    parts = [part for part in settings.parts if part != "reviews" or written is not None]
     examples = _Examples(len(item_ids), longest, seed)
-    for done, fold in enumerate(folds):
+    reviewers = 0
+    for done, (fold, some) in enumerate(zip(folds, asked, strict=True)):
         report(done, len(folds) + 1)
         others = [usable[user] for user in np.setdiff1d(order, fold)]
         trained, near = fit(others)
         prior = popularity_prior(item_counts(others, len(item_ids)))
-        held_out = [usable[user] for user in fold[: _MAX_BLEND_USERS // len(folds)]]
-        past, target = examples.draw(held_out)
+        past, target, at = examples.draw([usable[user] for user in some])
         recency = recency_matrix(past, decay, len(item_ids))
         scores = {
             "text": user_vectors(trained.tower, embeddings, past) @ embeddings.T,
@@ -164,28 +183,40 @@ def fit_recommender(
             "words": (recency @ words.matrix()).toarray(),
             "popularity": np.broadcast_to(prior, (len(past), len(prior))),
         }
-        examples.add(past, target, [scores[part] for part in settings.parts])
+        if reviews is not None and written is not None:
+            known = [
+                reviews.known(users[some[case]], usable[some[case]], place) for case, place in at
+            ]
+            reviewers += len({case for (case, _), rows in zip(at, known, strict=True) if len(rows)})
+            sentiment = written.sentiment(without=users[fold])
+            scores["reviews"] = written.user_vectors(sentiment, known) @ embeddings.T
+        examples.add(past, target, {part: scores[part] for part in parts})
     report(len(folds), len(folds) + 1)
-    weights, likelihood = examples.weights(settings.parts)
+    if reviewers < _MIN_REVIEWERS:
+        parts, reviewers = [part for part in parts if part != "reviews"], 0
+    weights, likelihood = examples.weights(parts)
+    if "reviews" in settings.parts and not reviewers:
+        weights = replace(weights, reviews=REVIEWS_TO_TEXT * weights.text)
     trained, near = fit(usable)
     counts = item_counts(histories, len(item_ids))
-    known = np.flatnonzero(counts)
+    taken = np.flatnonzero(counts)
     place = np.full(len(item_ids), -1)
-    place[known] = np.arange(len(known))
+    place[taken] = np.arange(len(taken))
     report(len(folds) + 1, len(folds) + 1)
     recommender = Recommender(
         trained.tower,
         weights,
-        [item_ids[row] for row in known.tolist()],
-        near.moved(place, len(known)),
-        counts[known],
+        [item_ids[row] for row in taken.tolist()],
+        near.moved(place, len(taken)),
+        counts[taken],
         decay=decay,
         max_history=longest,
         encoder_fingerprint=encoder_fingerprint,
+        sentiment=None if written is None else written.sentiment(),
     )
     events = sum(map(len, histories))
     uniform = -float(np.log(max(len(item_ids), 1)))
-    return RecommenderFit(recommender, trained, len(usable), events, likelihood, uniform)
+    return RecommenderFit(recommender, trained, len(usable), events, likelihood, uniform, reviewers)
 
 
 class _Examples:
@@ -196,20 +227,27 @@ class _Examples:
         count = min(item_count, _CANDIDATES)
         self._candidates = np.sort(self._draw.choice(item_count, count, replace=False))
         self._item_count, self._longest = item_count, longest
-        self._parts: list[list[np.ndarray]] = []
+        self._parts: dict[str, list[np.ndarray]] = {}
         self._seen: list[np.ndarray] = []
 
-    def draw(self, histories: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-        """For each user the last item after all before it, and an earlier one drawn at random."""
-        past, target = [], []
-        for history in histories:
+    def draw(
+        self, histories: Sequence[np.ndarray]
+    ) -> tuple[list[np.ndarray], np.ndarray, list[tuple[int, int]]]:
+        """For each user the last item after all before it, and an earlier one drawn at random.
+
+        Returns:
+            What is known, the items that came next, and the user and the place of each of these.
+        """
+        past, target, at = [], [], []
+        for user, history in enumerate(histories):
             for place in {len(history) - 1, int(self._draw.integers(1, len(history)))}:
                 past.append(newest(history[:place], self._longest))
                 target.append(history[place])
-        return past, np.array(target)
+                at.append((user, place))
+        return past, np.array(target), at
 
     def add(
-        self, past: Sequence[np.ndarray], target: np.ndarray, parts: Sequence[np.ndarray]
+        self, past: Sequence[np.ndarray], target: np.ndarray, parts: Mapping[str, np.ndarray]
     ) -> None:
         """Keeps the scores, float `[cases, items]`, of the candidates and, last, of the target."""
         cases = np.arange(len(target))
@@ -218,16 +256,16 @@ class _Examples:
             seen[case, rows] = True
         others = seen[:, self._candidates] | (self._candidates == target[:, None])
         self._seen.append(np.column_stack([others, seen[cases, target]]))
-        self._parts.append(
-            [np.column_stack([x[:, self._candidates], x[cases, target]]) for x in parts]
-        )
+        for name, x in parts.items():
+            of_candidates = np.column_stack([x[:, self._candidates], x[cases, target]])
+            self._parts.setdefault(name, []).append(of_candidates)
 
     def weights(self, parts: Sequence[str]) -> tuple[BlendWeights, float]:
         """The weights of the parts and the mean log likelihood of the targets."""
         prior = {name: value if name in parts else 0.0 for name, value in asdict(_PRIOR).items()}
         likelihood = 0.0
         if self._seen:
-            scores = [np.concatenate(scores) for scores in zip(*self._parts, strict=True)]
+            scores = [np.concatenate(self._parts[part]) for part in parts]
             seen = np.concatenate(self._seen)
             target = np.full(len(seen), seen.shape[1] - 1)
             fitted, likelihood = choose_blend(scores, target, seen)
