@@ -16,6 +16,8 @@ from towers.errors import InputError
 
 __all__ = ["Hit", "RetrievalClient", "ServingError", "VersionStatus"]
 
+Inputs = list[str] | list[list[str]] | np.ndarray
+
 _TRANSPORTS = ("grpc", "rest")
 _MAX_TIMEOUT = 86_400  # gRPC gives up at once where a deadline is too far away for its clock
 
@@ -137,6 +139,9 @@ class RetrievalClient:
         histories: Sequence[Sequence[str]],
         queries: Sequence[str] | None = None,
         k: int | None = None,
+        *,
+        reviews: Sequence[Sequence[str]] | None = None,
+        ratings: Sequence[Sequence[float | None]] | None = None,
     ) -> list[Recommended]:
         """Finds what may come next for each user.
 
@@ -145,6 +150,10 @@ class RetrievalClient:
             over; an empty history falls back to the query, and then to what is popular.
           queries: What each user asks for now, empty for nothing; nothing at all when None.
           k: See `search`.
+          reviews: What each user wrote about items; what is like the liked comes up, and what is
+            like the disliked goes down. Nothing at all when None.
+          ratings: For each review its rating, from 1 to 5; None for a review without one. Then, and
+            where no ratings are given, the text tells how pleased the user was.
 
         Returns:
           The hits of each user, best first, none of them in the history.
@@ -155,7 +164,8 @@ class RetrievalClient:
         """
         if k is not None and k < 1:
             raise InputError(f"k is {k}; it has to be at least 1.")
-        outputs = self._transport.predict("recommend", _users(histories, queries))
+        inputs = _users(histories, queries, reviews, ratings)
+        outputs = self._transport.predict(_signature("recommend", inputs), inputs)
         return [
             Recommended(hits, int(unknown))
             for hits, unknown in zip(_top(outputs, k), outputs["unknown"].tolist(), strict=True)
@@ -166,6 +176,9 @@ class RetrievalClient:
         histories: Sequence[Sequence[str]],
         item_ids: Sequence[Sequence[str]],
         queries: Sequence[str] | None = None,
+        *,
+        reviews: Sequence[Sequence[str]] | None = None,
+        ratings: Sequence[Sequence[float | None]] | None = None,
     ) -> list[list[float]]:
         """Returns how likely each item is the next that the user takes.
 
@@ -173,12 +186,15 @@ class RetrievalClient:
           histories: See `recommend`.
           item_ids: The items asked about, for each user.
           queries: See `recommend`.
+          reviews: See `recommend`.
+          ratings: See `recommend`.
 
         Raises:
           ServingError: See `recommend`.
         """
-        inputs = _users(histories, queries) | {"item_ids": _padded(item_ids)}
-        rows = self._transport.predict("score", inputs)["probability"].tolist()
+        inputs = _users(histories, queries, reviews, ratings) | {"item_ids": _padded(item_ids)}
+        outputs = self._transport.predict(_signature("score", inputs), inputs)
+        rows = outputs["probability"].tolist()
         return [row[: len(asked)] for row, asked in zip(rows, item_ids, strict=True)]
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
@@ -237,13 +253,42 @@ def _top(outputs: dict[str, np.ndarray], k: int | None) -> list[list[Hit]]:
 
 
 def _users(
-    histories: Sequence[Sequence[str]], queries: Sequence[str] | None
-) -> dict[str, list[str] | list[list[str]]]:
+    histories: Sequence[Sequence[str]],
+    queries: Sequence[str] | None,
+    reviews: Sequence[Sequence[str]] | None,
+    ratings: Sequence[Sequence[float | None]] | None,
+) -> dict[str, Inputs]:
     """The inputs that say who asks, and what."""
     asked = [""] * len(histories) if queries is None else _list(queries)
     if len(asked) != len(histories):
         raise InputError(f"{len(histories)} histories need as many queries, not {len(asked)}.")
-    return {"history": _padded(histories), "query": asked}
+    users: dict[str, Inputs] = {"history": _padded(histories), "query": asked}
+    if reviews is None:
+        if ratings is not None:
+            raise InputError("ratings need the reviews that they belong to.")
+        return users
+    if len(reviews) != len(histories):
+        raise InputError(
+            f"{len(histories)} histories need the reviews of as many users, not {len(reviews)}."
+        )
+    written = _padded(reviews)
+    rated = np.zeros((len(written), len(written[0]) if written else 1), np.float32)  # 0: no rating
+    if ratings is not None:
+        counts, expected = [len(row) for row in ratings], [len(row) for row in reviews]
+        if counts != expected:
+            raise InputError(f"reviews need as many ratings, {expected} a user, not {counts}.")
+        for user, row in enumerate(ratings):
+            for place, rating in enumerate(row):
+                if rating is not None:
+                    if not 1 <= rating <= 5:
+                        raise InputError(f"a rating is {rating}; it has to be from 1 to 5.")
+                    rated[user, place] = rating
+    return users | {"reviews": written, "ratings": rated}
+
+
+def _signature(name: str, inputs: dict[str, Inputs]) -> str:
+    """The signature that takes what is said of the users."""
+    return f"{name}_reviews" if "reviews" in inputs else name
 
 
 def _padded(rows: Sequence[Sequence[str]]) -> list[list[str]]:

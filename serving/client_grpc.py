@@ -63,14 +63,22 @@ class GrpcTransport:
         )
 
     def predict(
-        self, signature: str, inputs: Mapping[str, Sequence[str] | Sequence[Sequence[str]]]
+        self,
+        signature: str,
+        inputs: Mapping[str, Sequence[str] | Sequence[Sequence[str]] | np.ndarray],
     ) -> dict[str, np.ndarray]:
-        """Runs a signature on inputs of strings, vectors or rows of one width."""
+        """Runs a signature on inputs of strings, vectors or rows of one width, or of floats."""
         request = PredictRequest()
         request.model_spec.name = self._model
         request.model_spec.signature_name = signature
         for name, values in inputs.items():
             named = request.inputs.add(key=name)
+            if isinstance(values, np.ndarray):
+                named.value.dtype = _DT_FLOAT
+                for size in values.shape:
+                    named.value.tensor_shape.dim.add(size=size)
+                named.value.float_val.extend(values.ravel().tolist())
+                continue
             named.value.dtype = _DT_STRING
             named.value.tensor_shape.dim.add(size=len(values))
             if values and not isinstance(values[0], str):

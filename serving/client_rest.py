@@ -44,11 +44,17 @@ class RestTransport:
         )
 
     def predict(
-        self, signature: str, inputs: Mapping[str, Sequence[str] | Sequence[Sequence[str]]]
+        self,
+        signature: str,
+        inputs: Mapping[str, Sequence[str] | Sequence[Sequence[str]] | np.ndarray],
     ) -> dict[str, np.ndarray]:
-        """Runs a signature on inputs of strings, vectors or rows of one width."""
+        """Runs a signature on inputs of strings, vectors or rows of one width, or of floats."""
         # Columns, because a request in rows cannot be empty.
-        body = {"signature_name": signature, "inputs": {n: list(x) for n, x in inputs.items()}}
+        columns = {
+            name: values.tolist() if isinstance(values, np.ndarray) else list(values)
+            for name, values in inputs.items()
+        }
+        body = {"signature_name": signature, "inputs": columns}
         outputs = self._call("POST", ":predict", body)["outputs"]
         named = outputs if isinstance(outputs, dict) else {"": outputs}
         return {name: np.array(value, object) for name, value in named.items()}

@@ -98,7 +98,7 @@ def export_retriever(
         columns: column name to a text or number, or None, for each item: with any, the export has
             the signature `search_filtered`; see `serving.item_columns`.
         recommender: what was learned from histories: with it the export has the signatures
-            `recommend` and `score`.
+            `recommend` and `score`, and both with reviews.
         stock_server: publish only what an unmodified TensorFlow Serving can load: the ops of the
             written graph are held against those that it has.
         run_id: the training run, for the manifest.
@@ -284,4 +284,8 @@ def _write_warmup(
         queries = [text if place % 2 else "" for place, text in enumerate(openings)]
         inputs["recommend"] = {"history": histories, "query": queries}
         inputs["score"] = inputs["recommend"] | {"item_ids": histories}
+        ratings = np.full((len(openings), 1), 5.0, np.float32)
+        reviews = {"reviews": [[text] for text in openings], "ratings": ratings}
+        for name in ("recommend", "score"):
+            inputs[f"{name}_reviews"] = inputs[name] | reviews
     write_warmup(folder, model_name, inputs)

@@ -12,7 +12,7 @@ from serving.index.item_index import EMPTY_ID, FLOOR_SCORE, ItemIndex
 from serving.index.scann import ScannIndex
 from serving.item_columns import ItemColumns
 from serving.lexical import HybridSearch
-from serving.recommend import RecommendGraph
+from serving.recommend import RecommendGraph, Users
 from towers.recommender import CatalogRecommender
 from towers.retriever import Retriever
 from towers.text_graph import TextGraph
@@ -30,7 +30,8 @@ class ExportedModule(tf.Module):
         index: the built index.
         hybrid: what `search` asks in place of the index alone.
         columns: columns of the items; with them there is `search_filtered`.
-        recommender: over the index's items; with it there are `recommend` and `score`.
+        recommender: over the index's items; with it there are `recommend` and `score`, and both
+            with reviews.
     """
 
     def __init__(
@@ -72,19 +73,31 @@ class ExportedModule(tf.Module):
         self._recommender: RecommendGraph | None = None
         if recommender is not None:
             self._recommender = RecommendGraph(
-                recommender, index.scores, index.embeddings_at, self._scores_of_queries
+                recommender,
+                index.scores,
+                index.embeddings_at,
+                self._scores_of_queries,
+                self._text.embed_reviews,
             )
             histories = [
                 tf.TensorSpec([None, None], tf.string, "history"),
                 tf.TensorSpec([None], tf.string, "query"),
             ]
-            self.recommend = tf.function(
-                self._recommend, input_signature=histories, autograph=False
-            )
-            item_ids = tf.TensorSpec([None, None], tf.string, "item_ids")
-            self.score = tf.function(
-                self._score, input_signature=[*histories, item_ids], autograph=False
-            )
+            asked = [*histories, tf.TensorSpec([None, None], tf.string, "item_ids")]
+            reviews = [
+                tf.TensorSpec([None, None], tf.string, "reviews"),
+                tf.TensorSpec([None, None], tf.float32, "ratings"),
+            ]
+            # Apart, because the inputs of a signature are all required.
+            self._of_users = {
+                name: tf.function(function, input_signature=inputs, autograph=False)
+                for name, function, inputs in (
+                    ("recommend", self._recommend, histories),
+                    ("recommend_reviews", self._recommend, [*histories, *reviews]),
+                    ("score", self._score, asked),
+                    ("score_reviews", self._score, [*asked, *reviews]),
+                )
+            }
         if isinstance(index, ScannIndex):
             self.release = index.release  # for `serving.loading`
 
@@ -101,7 +114,7 @@ class ExportedModule(tf.Module):
         if self._columns is not None:
             signatures["search_filtered"] = self.search_filtered
         if self._recommender is not None:
-            signatures |= {"recommend": self.recommend, "score": self.score}
+            signatures |= self._of_users
         return signatures
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "query")], autograph=False)
@@ -162,7 +175,13 @@ class ExportedModule(tf.Module):
             return self._scores_of_all(embedding)
         return self._hybrid.scores(query, embedding)
 
-    def _recommend(self, history: tf.Tensor, query: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _recommend(
+        self,
+        history: tf.Tensor,
+        query: tf.Tensor,
+        reviews: tf.Tensor | None = None,
+        ratings: tf.Tensor | None = None,
+    ) -> dict[str, tf.Tensor]:
         """The k best items for each user, the items of the history left out.
 
         An empty history falls back to the query, and without one to the most popular items.
@@ -170,21 +189,29 @@ class ExportedModule(tf.Module):
         Args:
             history: item ids, oldest first, string ``[N, h]``; empty places may stand anywhere.
             query: what the user asks for now, string ``[N]``; empty for nothing.
+            reviews: what the user wrote about items, string ``[N, r]``; empty for nothing.
+            ratings: how they rated what they wrote about, float32 ``[N, r]``, 1 to 5; 0 or NaN for
+                no rating, and then the text tells.
 
         Returns:
             ``item_ids`` string and ``scores`` float32, ``[N, k]``; ``unknown`` int32 ``[N]``, how
             many ids of the history are not in the catalogue: they are passed over.
         """
         assert self._recommender is not None
-        rows, unknown = self._known_rows(history)
+        users, unknown = self._users(history, query, reviews, ratings)
         scores, found = self._recommender.best(
-            rows, query, lambda part: self._named(history[part]), self._k
+            users, lambda part: self._named(history[part]), self._k
         )
         scores, item_ids = self._answers(scores, found, self._k)
         return {"item_ids": item_ids, "scores": scores, "unknown": unknown}
 
     def _score(
-        self, history: tf.Tensor, query: tf.Tensor, item_ids: tf.Tensor
+        self,
+        history: tf.Tensor,
+        query: tf.Tensor,
+        item_ids: tf.Tensor,
+        reviews: tf.Tensor | None = None,
+        ratings: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
         """How likely items are the next that a user takes.
 
@@ -192,21 +219,40 @@ class ExportedModule(tf.Module):
             history: see `_recommend`.
             query: see `_recommend`.
             item_ids: the items asked about, string ``[N, m]``.
+            reviews: see `_recommend`.
+            ratings: see `_recommend`.
 
         Returns:
             ``probability`` float32 ``[N, m]``, 0 for an unknown item; ``unknown`` as `_recommend`.
         """
         assert self._recommender is not None
-        rows, unknown = self._known_rows(history)
+        users, unknown = self._users(history, query, reviews, ratings)
         seen, asked = self._named(history), self._rows.lookup(item_ids)
-        probability = self._recommender.probabilities(rows, query, seen, asked)
+        probability = self._recommender.probabilities(users, seen, asked)
         return {"probability": probability, "unknown": unknown}
 
-    def _known_rows(self, history: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Rows ``[N, h]`` of item ids, -1 for none, and the number of unknown ids, ``[N]``."""
+    def _users(
+        self,
+        history: tf.Tensor,
+        query: tf.Tensor,
+        reviews: tf.Tensor | None,
+        ratings: tf.Tensor | None,
+    ) -> tuple[Users, tf.Tensor]:
+        """Users with the rows of their items, and the number of unknown ids, ``[N]``."""
+        if reviews is not None:
+            count, shape = tf.shape(history)[:1], tf.shape(reviews)
+            alike = "reviews and ratings must be of one shape, [users, reviews]"
+            checks = [
+                tf.debugging.assert_equal(shape, tf.shape(ratings), alike),
+                tf.debugging.assert_equal(
+                    shape[:1], count, "history and reviews: not as many users"
+                ),
+            ]
+            with tf.control_dependencies(checks):
+                reviews = tf.identity(reviews)
         rows = self._rows.lookup(history)
-        unknown = (rows == _UNKNOWN) & (history != EMPTY_ID)
-        return rows, tf.reduce_sum(tf.cast(unknown, tf.int32), axis=1)
+        unknown = tf.cast((rows == _UNKNOWN) & (history != EMPTY_ID), tf.int32)
+        return Users(rows, query, reviews, ratings), tf.reduce_sum(unknown, axis=1)
 
     def _named(self, item_ids: tf.Tensor) -> tf.Tensor:
         """Which items are named: string ``[n, E]`` to bool ``[n, items]``."""

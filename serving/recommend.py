@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -15,17 +16,40 @@ ScoresOfQueries = Callable[[tf.Tensor], tf.Tensor]
 """From queries, string ``[n]``, to what `search` scores, float32 ``[n, items]``."""
 
 
+class Users(NamedTuple):
+    """Who asks, and what is known of them.
+
+    Attributes:
+        rows: int ``[n, h]``, rows of the items of their histories, oldest first; -1 for none,
+            anywhere.
+        query: string ``[n]``, empty for none.
+        reviews: string ``[n, r]``, what they wrote, empty for nothing, anywhere; None where nobody
+            can say anything.
+        ratings: float32 ``[n, r]``, 1 to 5, of the reviews; 0 or NaN for none.
+    """
+
+    rows: tf.Tensor
+    query: tf.Tensor
+    reviews: tf.Tensor | None = None
+    ratings: tf.Tensor | None = None
+
+    def part(self, some: slice) -> Users:
+        """Some of the users."""
+        return Users(*(None if values is None else values[some] for values in self))
+
+
 class RecommendGraph(tf.Module):
     """A `CatalogRecommender` made of TensorFlow's own ops.
 
     Every item is scored for every user. The text encoder runs for those requests alone in which
-    somebody asks something.
+    somebody asks something or has written a review.
 
     Args:
         recommender: over the items of the index, in their order.
         item_scores: dot products with all items, float32 ``[n, d]`` to ``[n, items]``: the index's.
         embeddings_at: item embeddings, float32 ``[R, d]``, of rows, int ``[R]``: the index's.
         query_scores: what `search` scores.
+        embed_reviews: vectors of review texts, string ``[R]`` to float32 ``[R, d]``.
     """
 
     def __init__(
@@ -34,6 +58,7 @@ class RecommendGraph(tf.Module):
         item_scores: Callable[[tf.Tensor], tf.Tensor],
         embeddings_at: Callable[[tf.Tensor], tf.Tensor],
         query_scores: ScoresOfQueries,
+        embed_reviews: Callable[[tf.Tensor], tf.Tensor],
     ) -> None:
         super().__init__(name="recommender")
         learned = recommender.recommender
@@ -41,7 +66,10 @@ class RecommendGraph(tf.Module):
         self._longest = learned.max_history
         self._item_count = len(recommender.item_ids)
         self._item_scores, self._embeddings_at = item_scores, embeddings_at
-        self._query_scores = query_scores
+        self._query_scores, self._embed_reviews = query_scores, embed_reviews
+        assert learned.sentiment is not None
+        self._tone = tf.Variable(learned.sentiment.kernel, trainable=False)
+        self._tone_bias = learned.sentiment.bias
         self._tower = {
             name: tf.Variable(weight, trainable=False)
             for name, weight in learned.user_tower.weights_by_name().items()
@@ -52,25 +80,20 @@ class RecommendGraph(tf.Module):
         self._neighbour_weights = tf.Variable(recommender.neighbours.weights, trainable=False)
         self._prior = tf.Variable(recommender.prior, trainable=False)
 
-    def scores(self, rows: tf.Tensor, query: tf.Tensor) -> tf.Tensor:
-        """Scores all items; see `CatalogRecommender.__call__`.
-
-        Args:
-            rows: int ``[n, h]``, rows of items, oldest first; -1 for none, anywhere.
-            query: string ``[n]``, empty for none.
-
-        Returns:
-            float32 ``[n, items]``.
-        """
-        rows = self._newest(tf.cast(rows, tf.int32))
+    def scores(self, asking: Users) -> tf.Tensor:
+        """Scores all items, float32 ``[n, items]``; see `CatalogRecommender.__call__`."""
+        query = asking.query
+        rows = self._newest(tf.cast(asking.rows, tf.int32))
         known = rows >= 0
         taken = tf.maximum(rows, 0)  # [n, h]
         shape = tf.shape(rows)
         history = self._embeddings_at(tf.reshape(taken, [-1]))
         history = tf.reshape(history, [shape[0], shape[1], self._tower["kernel"].shape[0]])
         weights = {name: tf.convert_to_tensor(value) for name, value in self._tower.items()}
-        users = embed_users(weights, history, known)  # [n, d]
-        scores = self._weights.text * self._item_scores(users) + self._near(taken, known)
+        users = self._weights.text * embed_users(weights, history, known)  # [n, d]
+        if asking.reviews is not None:
+            users += self._weights.reviews * self._written(asking.reviews, asking.ratings)
+        scores = self._item_scores(users) + self._near(taken, known)
         asked = query != ""
 
         def with_queries() -> tf.Tensor:
@@ -85,6 +108,31 @@ class RecommendGraph(tf.Module):
             return tf.broadcast_to(self._prior, tf.shape(scores))
 
         return scores + tf.cond(tf.reduce_any(asked), with_queries, without)
+
+    def _written(self, reviews: tf.Tensor, ratings: tf.Tensor) -> tf.Tensor:
+        """Vectors of users by their reviews, ``[n, d]``; see `ReviewSentiment.user_vectors`."""
+        written = reviews != ""
+        count = tf.shape(reviews)[0]
+        tone = tf.convert_to_tensor(self._tone)
+
+        def read() -> tf.Tensor:
+            user = tf.where(written)[:, 0]  # [R]
+            vectors = self._embed_reviews(tf.boolean_mask(reviews, written))  # [R, d]
+            rating = tf.boolean_mask(ratings, written)
+            rated = (rating != 0) & ~tf.math.is_nan(rating)
+            sentiment = tf.where(
+                rated,
+                tf.clip_by_value((rating - 3.0) / 2.0, -1.0, 1.0),
+                tf.tanh((tf.linalg.matvec(vectors, tone) + self._tone_bias) / 2.0),
+            )
+            sums = tf.math.unsorted_segment_sum(sentiment[:, None] * vectors, user, count)
+            total = tf.math.unsorted_segment_sum(tf.abs(sentiment), user, count)
+            return tf.math.divide_no_nan(sums, total[:, None])
+
+        def nothing() -> tf.Tensor:
+            return tf.zeros([count, tone.shape[0]])
+
+        return tf.cond(tf.reduce_any(written), read, nothing)
 
     def _newest(self, rows: tf.Tensor) -> tf.Tensor:
         """The newest known items alone, the others as -1."""
@@ -109,13 +157,12 @@ class RecommendGraph(tf.Module):
         return tf.reshape(sums, [count, self._item_count])
 
     def best(
-        self, rows: tf.Tensor, query: tf.Tensor, seen: Callable[[slice], tf.Tensor], k: int
+        self, users: Users, seen: Callable[[slice], tf.Tensor], k: int
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The k best items that were not seen; of all items for a user who has seen all.
 
         Args:
-            rows: see `scores`.
-            query: see `scores`.
+            users: ``N`` of them.
             seen: from a slice of the users to which items they have seen, bool ``[n, items]``.
             k: items a user.
 
@@ -124,29 +171,24 @@ class RecommendGraph(tf.Module):
             which nothing is left.
         """
         return best_items(
-            lambda part: tf.where(
-                _left_out(seen(part)), -np.inf, self.scores(rows[part], query[part])
-            ),
-            query_count=tf.shape(query)[0],
+            lambda part: tf.where(_left_out(seen(part)), -np.inf, self.scores(users.part(part))),
+            query_count=tf.shape(users.query)[0],
             item_count=self._item_count,
             k=k,
         )
 
-    def probabilities(
-        self, rows: tf.Tensor, query: tf.Tensor, seen: tf.Tensor, asked: tf.Tensor
-    ) -> tf.Tensor:
+    def probabilities(self, users: Users, seen: tf.Tensor, asked: tf.Tensor) -> tf.Tensor:
         """How likely items are the next, as `CatalogRecommender.probabilities` has it.
 
         Args:
-            rows: see `scores`.
-            query: see `scores`.
+            users: ``n`` of them.
             seen: bool ``[n, items]``.
             asked: int ``[n, m]``, rows of items; -1 for one that is unknown.
 
         Returns:
             float32 ``[n, m]``; 0 for an unknown item.
         """
-        scores = self.scores(rows, query)
+        scores = self.scores(users)
         total = tf.reduce_logsumexp(tf.where(_left_out(seen), -1e30, scores), axis=1, keepdims=True)
         at = tf.maximum(asked, 0)
         odds = tf.gather(scores, at, batch_dims=1) - total  # [n, m]

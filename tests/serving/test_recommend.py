@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow_serving.apis import prediction_log_pb2
+from tensorflow_serving.apis import (
+    predict_pb2,
+    prediction_log_pb2,
+    prediction_service_pb2_grpc,
+)
 
 from serving.client import RetrievalClient
 from serving.export import ExportResult, export_retriever
@@ -20,6 +25,7 @@ from serving.warmup import WARMUP_FILE
 from towers import InputError, Recommender, Retriever, UserTower
 from towers.item_neighbours import ItemNeighbours
 from towers.recommender import BlendWeights, CatalogRecommender
+from towers.review_sentiment import ReviewSentiment
 
 K = 5
 HISTORIES = [
@@ -30,6 +36,14 @@ HISTORIES = [
     ["k1", "k2", "m1", "m2", "g1", "g2"],
 ]
 UNKNOWN = [0, 0, 1, 0, 0]
+REVIEWS = [
+    ["Keeps coffee hot for hours.", "A slow pour"],
+    ["", "Steel tines, ash handle."],
+    [],
+    ["Does not kink.", "", "Red mug", "Café"],
+    ["Holds 350 ml."],
+]
+RATINGS = [[5, 1], [0, np.nan], [], [2, 5, 9, 0], [3]]
 
 
 def a_recommender(retriever: Retriever) -> Recommender:
@@ -43,12 +57,15 @@ def a_recommender(retriever: Retriever) -> Recommender:
     )
     return Recommender(
         tower,
-        BlendWeights(text=3.0, co_occurrence=20.0, words=2.0, popularity=0.5, query=9.0),
+        BlendWeights(
+            text=3.0, co_occurrence=20.0, words=2.0, popularity=0.5, query=9.0, reviews=4.0
+        ),
         ["m1", "k1", "gone", "g2", "m2"],
         near,
         np.array([4, 7, 9, 1, 2]),
         max_history=4,
         encoder_fingerprint=retriever.fingerprint(),
+        sentiment=ReviewSentiment(draw.normal(size=retriever.embedding_dim).astype("f4"), 0.3),
     )
 
 
@@ -81,6 +98,16 @@ class Shop:
             history=padded(histories), query=tf.constant(queries, tf.string)
         )
         return {name: value.numpy() for name, value in answer.items()}
+
+    def review_vectors(self, reviews: list[list[str]], ratings: list[list[float]]) -> np.ndarray:
+        written = [
+            [pair for pair in zip(texts, given, strict=True) if pair[0]]
+            for texts, given in zip(reviews, ratings, strict=True)
+        ]
+        vectors = [self.retriever.encode_reviews([text for text, _ in pairs]) for pairs in written]
+        return self.recommender.review_vectors(
+            vectors, [[rating for _, rating in pairs] for pairs in written]
+        )
 
 
 def padded(rows: list[list[str]]) -> tf.Tensor:
@@ -117,6 +144,79 @@ def test_recommend_is_the_recommender_in_python(make_shop, index, queries):
         np.testing.assert_allclose(answer["scores"][user], scores, rtol=1e-4, atol=1e-3)
     assert answer["unknown"].tolist() == UNKNOWN
     assert answer["unknown"].dtype == np.int32
+
+
+def of_users(histories, queries, reviews, ratings) -> dict[str, tf.Tensor]:
+    width = max(1, *map(len, reviews))
+    return {
+        "history": padded(histories),
+        "query": tf.constant(queries, tf.string),
+        "reviews": tf.constant([row + [""] * (width - len(row)) for row in reviews]),
+        "ratings": tf.constant([row + [0] * (width - len(row)) for row in ratings], tf.float32),
+    }
+
+
+@pytest.mark.parametrize("index", ["exact", "hybrid"])
+@pytest.mark.parametrize("queries", [[""] * 5, ["coffee", "garden", "", "Café", "漢字"]])
+def test_reviews_count_as_in_python(make_shop, index, queries):
+    shop = make_shop(index)
+    answer = shop.signatures["recommend_reviews"](**of_users(HISTORIES, queries, REVIEWS, RATINGS))
+    asked, written = shop.query_scores(queries), shop.review_vectors(REVIEWS, RATINGS)
+    expected = shop.over.recommend(HISTORIES, k=K, query_scores=asked, review_vectors=written)
+    for user, best in enumerate(expected):
+        rest = K - len(best)
+        found = decoded(answer["item_ids"].numpy())[user]
+        assert found == [item for item, _ in best] + [""] * rest
+        scores = [score for _, score in best] + [FLOOR_SCORE] * rest
+        np.testing.assert_allclose(answer["scores"][user], scores, rtol=1e-5, atol=1e-5)
+    assert answer["unknown"].numpy().tolist() == UNKNOWN
+
+
+def test_score_counts_reviews_as_in_python(make_shop):
+    shop = make_shop("exact")
+    asked = [["k2", "m1", "unknown", "g2"]] * 5
+    inputs = of_users(HISTORIES, [""] * 5, REVIEWS, RATINGS)
+    answer = shop.signatures["score_reviews"](**inputs, item_ids=tf.constant(asked))
+    written = shop.review_vectors(REVIEWS, RATINGS)
+    expected = shop.over.probabilities(HISTORIES, asked, review_vectors=written)
+    np.testing.assert_allclose(answer["probability"].numpy(), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_without_reviews_it_is_recommend(make_shop):
+    shop = make_shop("exact")
+    expected = shop.ask(HISTORIES, [""] * 5)
+    for reviews, ratings in (([[]] * 5, [[]] * 5), ([["", ""]] * 5, [[5, np.nan]] * 5)):
+        answer = shop.signatures["recommend_reviews"](
+            **of_users(HISTORIES, [""] * 5, reviews, ratings)
+        )
+        for name, value in expected.items():
+            np.testing.assert_array_equal(answer[name].numpy(), value)
+
+
+def test_empty_places_and_no_users_have_their_shapes(make_shop):
+    shop = make_shop("exact")
+    ask = shop.signatures["recommend_reviews"]
+    for users, reviews in ((0, 2), (2, 0)):
+        answer = ask(
+            history=tf.zeros([users, 0], tf.string),
+            query=tf.zeros([users], tf.string),
+            reviews=tf.zeros([users, reviews], tf.string),
+            ratings=tf.zeros([users, reviews]),
+        )
+        assert answer["item_ids"].shape == (users, K)
+        assert all(map(all, decoded(answer["item_ids"].numpy())))
+
+
+def test_a_dislike_pushes_away_and_a_like_pulls(make_shop):
+    shop = make_shop("exact")
+    text = shop.texts[4]  # one encoder reads both: the item itself
+    inputs = of_users([[]] * 2, [""] * 2, [[text]] * 2, [[5], [1]])
+    asked = tf.constant([["g1"]] * 2)
+    liked, disliked = shop.signatures["score_reviews"](**inputs, item_ids=asked)["probability"]
+    neither = shop.signatures["score"](
+        history=inputs["history"], query=inputs["query"], item_ids=asked
+    )["probability"]
+    assert liked > neither[0] > disliked
 
 
 def test_order_counts_and_only_the_newest_are_looked_at(make_shop):
@@ -196,14 +296,16 @@ def test_a_new_item_is_recommended_at_once(make_shop):
 def test_manifest_and_warm_up_name_it(make_shop):
     shop = make_shop("exact")
     manifest = Manifest.read(shop.result.path)
-    assert {"recommend", "score"} <= set(manifest.signatures)
+    signatures = {"recommend", "score", "recommend_reviews", "score_reviews"}
+    assert signatures <= set(manifest.signatures)
     assert manifest.recommender["weights"]["co_occurrence"] == 20.0
+    assert manifest.recommender["weights"]["reviews"] == 4.0
     assert manifest.recommender["items_in_histories"] == 5
     assert manifest.foreign_ops == []
     records = tf.data.TFRecordDataset(str(shop.result.path / WARMUP_FILE))
     logs = [prediction_log_pb2.PredictionLog.FromString(record.numpy()) for record in records]
     names = {log.predict_log.request.model_spec.signature_name for log in logs}
-    assert {"recommend", "score"} <= names
+    assert signatures <= names
 
 
 def test_without_a_recommender_all_is_as_before(tiny_retriever, tiny_catalog, tmp_path):
@@ -234,8 +336,19 @@ def test_over_the_wire(make_shop, start_server, transport):
     with RetrievalClient(address, model=shop.base.name, transport=transport) as client:
         answers = client.recommend(HISTORIES, k=3)
         chances = client.score([["k1"]], [["m1", "g2"]], ["coffee"])
+        ratings = [[5, 1], [None, None], [], [2, 5, 5, None], [3]]
+        reviewed = client.recommend(HISTORIES, k=3, reviews=REVIEWS, ratings=ratings)
+        unrated = client.score([["k1"]], [["m1", "g2"]], reviews=[["Red mug"]])
         with pytest.raises(InputError, match="as many queries"):
             client.recommend(HISTORIES, ["coffee"])
+        with pytest.raises(InputError, match="reviews of as many users"):
+            client.recommend(HISTORIES, reviews=[["fine"]])
+        with pytest.raises(InputError, match=r"as many ratings, \[1\] a user, not \[2\]"):
+            client.recommend([["k1"]], reviews=[["fine"]], ratings=[[1, 2]])
+        with pytest.raises(InputError, match="rating is 10"):
+            client.recommend([["k1"]], reviews=[["fine"]], ratings=[[10]])
+        with pytest.raises(InputError, match="ratings need the reviews"):
+            client.score([["k1"]], [["k2"]], ratings=[[1]])
     expected = shop.over.recommend(HISTORIES, k=3)
     for answer, best, unknown in zip(answers, expected, UNKNOWN, strict=True):
         assert [hit.item_id for hit in answer.hits] == [item for item, _ in best]
@@ -244,3 +357,50 @@ def test_over_the_wire(make_shop, start_server, transport):
         [["k1"]], [["m1", "g2"]], query_scores=shop.query_scores(["coffee"])
     )
     np.testing.assert_allclose(chances, wanted, rtol=1e-3)
+    given = [[5, 1], [0, 0], [], [2, 5, 5, 0], [3]]
+    expected = shop.over.recommend(
+        HISTORIES, k=3, review_vectors=shop.review_vectors(REVIEWS, given)
+    )
+    for answer, best in zip(reviewed, expected, strict=True):
+        assert [hit.item_id for hit in answer.hits] == [item for item, _ in best]
+    wanted = shop.over.probabilities(
+        [["k1"]], [["m1", "g2"]], review_vectors=shop.review_vectors([["Red mug"]], [[0]])
+    )
+    np.testing.assert_allclose(unrated, wanted, rtol=1e-3)
+
+
+def test_a_plain_grpc_client_and_wrong_shapes(make_shop, start_server):
+    """tensorflow-serving-api's own stub: nothing of this package on the client's side."""
+    shop = make_shop("hybrid")
+    if not hasattr(shop, "server"):
+        shop.server = start_server(shop.base)
+    with grpc.insecure_channel(shop.server.grpc) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+        def ask(signature: str, **inputs: object) -> dict[str, np.ndarray]:
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = shop.base.name
+            request.model_spec.signature_name = signature
+            for name, values in inputs.items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
+            answer = stub.Predict(request, timeout=30)
+            return {name: tf.make_ndarray(value) for name, value in answer.outputs.items()}
+
+        only = ask("recommend", history=[["k1"]], query=[""])  # as clients did before
+        assert only["item_ids"].shape == (1, K)
+        users = {"history": [["k1"]], "query": [""]}
+        nan = np.array([[np.nan, 1]], np.float32)
+        found = ask("recommend_reviews", **users, reviews=[["Red mug", "Garden rake"]], ratings=nan)
+        written = shop.review_vectors([["Red mug", "Garden rake"]], [[0, 1]])
+        expected = shop.over.recommend([["k1"]], k=K, review_vectors=written)
+        assert decoded(found["item_ids"]) == [[item for item, _ in expected[0]]]
+        for reviews, ratings, said in (
+            ([["a", "b"]], np.ones((1, 1), np.float32), "one shape"),
+            ([["a"], ["b"]], np.ones((2, 1), np.float32), "not as many users"),
+            ([["a"]], np.ones((1,), np.float32), ""),
+        ):
+            with pytest.raises(grpc.RpcError) as error:
+                ask("recommend_reviews", **users, reviews=reviews, ratings=ratings)
+            assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert said in error.value.details()
+        assert ask("recommend", **users)["item_ids"].shape == (1, K)  # it goes on
