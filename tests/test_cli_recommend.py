@@ -58,7 +58,8 @@ def test_export_serves_recommendations(trained, towers, start_server):
     base = trained / "saved_models" / "shop"
     export = towers("export", "--model", trained / "run", *CATALOG, "--output", base, "--json")
     assert export.status == 0, export.err
-    assert {"recommend", "score"} <= set(json.loads(export.out)["signatures"])
+    names = {"recommend", "score", "recommend_reviews", "score_reviews"}
+    assert names <= set(json.loads(export.out)["signatures"])
     server = start_server(base)
     ask = ("recommend", "KIT-0010", "no such item", "KIT-0004", "--model", "shop", *CATALOG)
     answer = towers(*ask, "--server", server.grpc, "--k", 4, "--json")
@@ -73,6 +74,32 @@ def test_export_serves_recommendations(trained, towers, start_server):
     for words in ((), ("--query", "loaf tin")):
         nobody = towers("recommend", *words, "--model", "shop", "--server", server.grpc)
         assert len(nobody.out.splitlines()) == 10
+    ask = ("recommend", "KIT-0010", "--model", "shop", "--server", server.grpc, "--json")
+    plain = towers(*ask).json
+    ask_of = (*ask, "--review", "a proper loaf tin", "--review", "good", "--rating")
+    liked, hated = (towers(*ask_of, rating, "--rating", 3).json for rating in (5, 1))
+    assert (liked["reviews"], liked["ratings"]) == (["a proper loaf tin", "good"], [5, 3])
+    orders = [[item["item_id"] for item in answer["items"]] for answer in (plain, liked, hated)]
+    assert orders[1] != orders[2]
+    scores = [
+        {i["item_id"]: i["score"] for i in answer["items"]} for answer in (plain, liked, hated)
+    ]
+    for item in set(scores[0]) & set(scores[1]) & set(scores[2]):  # one adds what the other takes
+        assert scores[1][item] + scores[2][item] == pytest.approx(2 * scores[0][item], abs=1e-3)
+    assert towers(*ask, "--review", "no rating").status == 0
+
+
+def test_wrong_reviews_are_named(towers):
+    ask = ("recommend", "KIT-0010", "--model", "shop", "--review", "fine")
+    for words, said in (
+        (("--rating", 1, "--rating", 2), "2 ratings for 1 reviews"),
+        (("--rating", 6), "not in the range 0<=x<=5"),
+        (("--rating", 0.5), "has to be from 1 to 5"),
+        (("--review", ""), "a --review is empty"),
+    ):
+        answer = towers(*ask, *words)
+        assert answer.status == 2, answer.err
+        assert said in answer.err
 
 
 def test_wrong_input_is_named(trained, towers, tmp_path):

@@ -13,6 +13,14 @@ from towers.cli.query import _failed, _only_model, _products, _table
 @click.command("recommend", short_help="Ask a running server what goes on from a history.")
 @click.argument("item_ids", nargs=-1)
 @click.option("--query", default="", help="What the user asks for now.")
+@click.option("--review", "reviews", multiple=True, help="What the user wrote; repeatable.")
+@click.option(
+    "--rating",
+    "ratings",
+    multiple=True,
+    type=click.FloatRange(0, 5),
+    help="1 to 5, of each --review in order; 0 for none.",
+)
 @click.option("--server", default="localhost:8500", show_default=True, help="HOST:PORT.")
 @click.option("--rest", is_flag=True, help="Ask over REST; --server is then the REST port's.")
 @click.option("--model", help="Name of the model; the one under saved_models/ if there is one.")
@@ -23,6 +31,8 @@ from towers.cli.query import _failed, _only_model, _products, _table
 def command(
     item_ids: tuple[str, ...],
     query: str,
+    reviews: tuple[str, ...],
+    ratings: tuple[float, ...],
     server: str,
     rest: bool,
     model: str | None,
@@ -34,8 +44,16 @@ def command(
     """Ask a running server what may come next for a user who took ITEM_IDS, the oldest first.
 
     Unknown ids are passed over. Without ITEM_IDS the query decides, and without a query the most
-    popular items are answered.
+    popular items are answered. What is like the items of praising reviews comes up, what is like
+    those of complaints goes down; without a --rating the text tells which a review is.
     """
+    if ratings and len(ratings) != len(reviews):
+        raise click.UsageError(
+            f"{len(ratings)} ratings for {len(reviews)} reviews: give one --rating for each "
+            "--review, 0 where there is none, or none at all"
+        )
+    if "" in reviews:
+        raise click.UsageError("a --review is empty")
     from serving.client import RetrievalClient, ServingError
 
     name = model or _only_model()
@@ -48,7 +66,14 @@ def command(
     transport = "rest" if rest else "grpc"
     try:
         with RetrievalClient(server, model=name, transport=transport, timeout=timeout) as client:
-            answer = client.recommend([item_ids], [query], k=k)[0]
+            answer = client.recommend(
+                [item_ids],
+                [query],
+                k=k,
+                # An export from before there were reviews answers as long as none are given.
+                reviews=[reviews] if reviews else None,
+                ratings=[[rating or None for rating in ratings]] if ratings else None,
+            )[0]
     except ServingError as error:
         raise click.exceptions.Exit(_failed(error)) from error
     if answer.unknown:
@@ -61,6 +86,8 @@ def command(
     facts = {
         "history": list(item_ids),
         "query": query,
+        "reviews": list(reviews),
+        "ratings": list(ratings),
         "model": name,
         "unknown": answer.unknown,
         "items": items,
