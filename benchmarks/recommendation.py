@@ -225,6 +225,7 @@ def methods(task: Task, wanted: Sequence[str] | None = None) -> dict[str, Fit]:
                 texts,
                 embeddings,
                 RecommenderSettings(**settings),
+                times=train.times(),
                 seed=seed,
             )
             return fitted.recommender.over(ids, texts, embeddings)
@@ -296,8 +297,8 @@ def _all_methods(task: Task, fits: Mapping[str, Fit], seeds: int) -> Iterator[di
 def _by_history(task: Task, fits: Mapping[str, Fit], seeds: int) -> Iterator[dict[str, Any]]:
     """Users by the orders, and by the items, that are known of them."""
     past = dict(zip(task.train.users, range(len(task.train)), strict=True))
-    assert task.train.timestamp is not None
-    times = np.split(task.train.timestamp, task.train.offsets[1:-1])
+    times = task.train.times()
+    assert times is not None
     orders = np.array([len(np.unique(times[past[user]])) for user in task.cases.users])
     values: dict[str, np.ndarray] = {}
     for method, fit in fits.items():

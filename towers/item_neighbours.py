@@ -34,7 +34,7 @@ class ItemNeighbours:
 
     @classmethod
     def of_dense(cls, block: np.ndarray, count: int, first: int = 0) -> ItemNeighbours:
-        """The largest positive entries of each row, the diagonal aside.
+        """The entries of each row that are farthest from 0, the diagonal aside.
 
         Args:
             block: `[rows, items]`, some rows of a matrix.
@@ -44,16 +44,16 @@ class ItemNeighbours:
         block = block.astype(np.float32)
         block[np.arange(len(block)), np.arange(first, first + len(block))] = 0.0
         count = min(count, block.shape[1])
-        rows = np.argpartition(-block, count - 1, axis=1)[:, :count].astype(np.int32)
+        rows = np.argpartition(-np.abs(block), count - 1, axis=1)[:, :count].astype(np.int32)
         weights = np.take_along_axis(block, rows, axis=1)
-        order = np.argsort(-weights, axis=1, kind="stable")
+        order = np.argsort(-np.abs(weights), axis=1, kind="stable")
         rows = np.take_along_axis(rows, order, axis=1)
-        weights = np.maximum(np.take_along_axis(weights, order, axis=1), 0.0)
-        return cls(np.where(weights > 0, rows, -1).astype(np.int32), weights)
+        weights = np.take_along_axis(weights, order, axis=1)
+        return cls(np.where(weights != 0, rows, -1).astype(np.int32), weights)
 
     @classmethod
     def largest(cls, matrix: sp.csr_matrix, count: int) -> ItemNeighbours:
-        """The largest positive entries of each row, the diagonal aside.
+        """The entries of each row that are farthest from 0, the diagonal aside.
 
         Args:
             matrix: `[items, items]`.
@@ -61,9 +61,9 @@ class ItemNeighbours:
         """
         items = matrix.shape[0]
         coo = matrix.tocoo()
-        keep = (coo.data > 0) & (coo.row != coo.col)
+        keep = (coo.data != 0) & (coo.row != coo.col)
         row, column, value = coo.row[keep], coo.col[keep], coo.data[keep]
-        order = np.lexsort((column, -value, row))
+        order = np.lexsort((column, -np.abs(value), row))
         row, column, value = row[order], column[order], value[order]
         starts = np.searchsorted(row, np.arange(items))
         rank = np.arange(len(row)) - starts[row]

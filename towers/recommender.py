@@ -59,9 +59,9 @@ class Recommender:
 
     `user` is the vector that `UserTower` makes of the embeddings of the past items `p`, `C` the
     co-occurrence of items in histories, `W` the overlap of the items' words, `n_j` how often an
-    item was taken, and `r_p` falls by `decay` with each newer item and sums to 1. `v_r` are the
-    vectors of the reviews that the user wrote, as a query tower makes them, and `s_r` in [-1, 1]
-    says how pleased they were: what is like the disliked is pushed away.
+    item was taken, lately above all, and `r_p` falls by `decay` with each newer item and sums to 1.
+    `v_r` are the vectors of the reviews that the user wrote, as a query tower makes them, and `s_r`
+    in [-1, 1] says how pleased they were: what is like the disliked is pushed away.
 
     Attributes:
         user_tower: the attention head.
@@ -73,6 +73,7 @@ class Recommender:
         max_history: newest items of a history that are looked at.
         encoder_fingerprint: of the item tower; see `towers.Retriever.fingerprint`.
         sentiment: of reviews; without one, those that are not rated count as mildly liked.
+        recent: `counts` in which what was long ago counts less, float32 `[n]`; `counts` if None.
 
     Example:
         >>> recommender = Recommender.load("runs/people/recommender")
@@ -89,8 +90,11 @@ class Recommender:
     max_history: int = 50
     encoder_fingerprint: str = ""
     sentiment: ReviewSentiment | None = None
+    recent: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        if self.recent is None:
+            self.recent = self.counts.astype(np.float32)
         if self.sentiment is None:
             self.sentiment = ReviewSentiment.unlearned(self.user_tower.embedding_dim)
 
@@ -147,8 +151,9 @@ class Recommender:
             )
         row_of = {item_id: row for row, item_id in enumerate(item_ids)}
         to = np.array([row_of.get(item_id, -1) for item_id in self.item_ids], np.int64)
-        taken = np.zeros(len(item_ids), np.int64)
-        taken[to[to >= 0]] = self.counts[to >= 0]
+        assert self.recent is not None
+        taken = np.zeros(len(item_ids), np.float32)
+        taken[to[to >= 0]] = self.recent[to >= 0]
         lent = lending(np.asarray(item_embeddings, np.float32), taken > 0)
         together = self.co_occurrence.moved(to, len(item_ids)).matrix()
         matrix = self.weights.co_occurrence * (lent.T @ together @ lent)
@@ -176,6 +181,7 @@ class Recommender:
     def save(self, folder: str | Path) -> None:
         """Writes the recommender into a folder."""
         assert self.sentiment is not None
+        assert self.recent is not None
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         self.user_tower.save(path / _TOWER_FILE)
@@ -184,6 +190,7 @@ class Recommender:
                 file,
                 item_ids=np.array(self.item_ids, dtype=str),
                 counts=self.counts,
+                recent=self.recent,
                 rows=self.co_occurrence.rows,
                 weights=self.co_occurrence.weights,
                 sentiment=self.sentiment.kernel,

@@ -117,6 +117,12 @@ class Histories:
         """Returns every user's `items`, in the order of `users`."""
         return [self.items(user) for user in range(len(self))]
 
+    def times(self) -> list[np.ndarray] | None:
+        """Returns when each user's `items` were, datetime64[s]; None where that is unknown."""
+        if self.timestamp is None:
+            return None
+        return np.split(self.timestamp, self.offsets[1:-1])
+
     def select_events(self, events: np.ndarray) -> Histories:
         """Returns the same users with some of their events; a user may be left with none.
 

@@ -87,6 +87,7 @@ def fit_and_save(
         products.item_ids.tolist(),
         texts,
         item_vectors(output, retriever, texts, "auto"),
+        times=histories.times(),
         reviews=None if reviews is None else UserReviews.of(reviews, histories),
         encode_reviews=partial(retriever.encode_reviews, dtype=fast_dtype()),
         encoder_fingerprint=retriever.fingerprint(),

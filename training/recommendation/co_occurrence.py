@@ -35,7 +35,8 @@ def fit_co_occurrence(
         histories: rows of items of each user.
         item_count: number of items.
         strength: of the penalty.
-        neighbours: largest positive weights that are kept of each item.
+        neighbours: weights that are kept of each item, those farthest from 0: what speaks against
+            another item is worth keeping too.
         max_items: at most so many items take part, the most taken first.
 
     Returns:

@@ -14,13 +14,14 @@ from towers.recommender import (
     REVIEWS_TO_TEXT,
     BlendWeights,
     Recommender,
-    newest,
     popularity_prior,
     recency_matrix,
     user_vectors,
 )
 from training.recommendation.blend import choose_blend
+from training.recommendation.choices import Choices, choose_settings, known_items
 from training.recommendation.co_occurrence import fit_co_occurrence
+from training.recommendation.held_out import HeldOut, hold_out
 from training.recommendation.popularity import item_counts
 from training.recommendation.review_part import EncodeReviews, ReviewPart, UserReviews
 from training.recommendation.user_training import TrainedTower, UserTraining, train_user_tower
@@ -34,7 +35,6 @@ PARTS = ("text", "co_occurrence", "words", "popularity", "reviews")
 _PRIOR = BlendWeights(text=8.0, co_occurrence=0.0, words=8.0, popularity=0.2)
 # A query says what is wanted now, a history what was: not learned, histories hold no queries.
 _QUERY_TO_TEXT = 3.0
-_MAX_BLEND_USERS = 2_000
 _MIN_REVIEWERS = 20  # fewer do not tell how much reviews count
 _CANDIDATES = 5_000
 
@@ -46,17 +46,16 @@ class RecommenderSettings:
     Attributes:
         parts: of `PARTS`, those that the score has; the others get no weight. Without reviews by
             enough of the users, theirs is a multiple of the text's.
-        decay: see `towers.Recommender`; 1 where `order` is false.
         order: whether the order of a history counts.
-        strength: see `fit_co_occurrence`.
-        folds: parts of the users; each is scored by what the others taught, to fit the weights.
-        user_tower: of the training of the user tower.
+        choices: of the parts; held-out cases choose if None.
+        folds: parts of the users; where it is not known when events were, each is scored by what
+            the others taught, to fit the weights.
+        user_tower: of the training of the user tower; its decay is that of `choices`.
     """
 
     parts: Sequence[str] = PARTS
-    decay: float = 0.7
     order: bool = True
-    strength: float = 20.0
+    choices: Choices | None = None
     folds: int = 3
     user_tower: UserTraining = field(default_factory=UserTraining)
 
@@ -68,6 +67,8 @@ class RecommenderFit:
     Attributes:
         recommender: the recommender.
         user_tower: how the training of its user tower went.
+        choices: settings of the parts.
+        cases: held-out cases that chose them and the weights.
         users: users with two items or more, that something could be learned of.
         events: items in all histories.
         log_likelihood: mean log probability of the next item, of users that nothing but the
@@ -78,6 +79,8 @@ class RecommenderFit:
 
     recommender: Recommender
     user_tower: TrainedTower
+    choices: Choices
+    cases: int
     users: int
     events: int
     log_likelihood: float
@@ -89,6 +92,8 @@ class RecommenderFit:
         return {
             "users": self.users,
             "events": self.events,
+            "cases": self.cases,
+            "choices": asdict(self.choices),
             "weights": asdict(self.recommender.weights),
             "log_likelihood": self.log_likelihood,
             "log_likelihood_uniform": self.uniform,
@@ -107,6 +112,7 @@ def fit_recommender(
     embeddings: np.ndarray,
     settings: RecommenderSettings | None = None,
     *,
+    times: Sequence[np.ndarray] | None = None,
     reviews: UserReviews | None = None,
     encode_reviews: EncodeReviews | None = None,
     encoder_fingerprint: str = "",
@@ -115,9 +121,10 @@ def fit_recommender(
 ) -> RecommenderFit:
     """Fits a recommender to histories.
 
-    Every part is fitted on all users but a fold, and scores the users of that fold; the weights of
-    the parts come from these scores, as the parts know their own users too well. Then every part is
-    fitted on all users.
+    Every part is fitted without some events, and scores what came next in these: the latest ones
+    where times are known, else all of a fold of the users at a time (`hold_out`). These scores
+    choose the settings of the parts and their weights, as the parts know what they were fitted on
+    too well. Then every part is fitted on everything.
 
     Args:
         histories: rows of items of each user, int `[events]`, oldest first.
@@ -125,10 +132,11 @@ def fit_recommender(
         item_texts: texts of the items.
         embeddings: float32 `[N, d]`, of the texts.
         settings: the settings; the defaults if None.
+        times: when the events were, datetime64[s] `[events]` of each user, never falling.
         reviews: of the users, in their order.
         encode_reviews: vectors of review texts; needed with `reviews`.
         encoder_fingerprint: of the item tower, kept with the recommender.
-        seed: decides folds, held-out users, negatives.
+        seed: decides held-out cases, users, negatives.
         progress: told about the progress.
 
     Raises:
@@ -139,44 +147,41 @@ def fit_recommender(
     if unknown:
         raise InputError(f"{unknown[0]!r} is no part of the score: {', '.join(PARTS)} are")
     report = progress or (lambda done, total: None)
-    longest = settings.user_tower.max_history
-    users = np.array([user for user, history in enumerate(histories) if len(history) > 1], int)
-    usable = [np.asarray(histories[user]) for user in users]
-    decay = settings.decay if settings.order else 1.0
-    tower_settings = settings.user_tower
+    longest, item_count = settings.user_tower.max_history, len(item_ids)
+    histories = [np.asarray(history) for history in histories]
+    held_out = hold_out(histories, times, folds=settings.folds, seed=seed)
+    choices = settings.choices or choose_settings(
+        held_out, histories, embeddings, longest=longest, order=settings.order
+    )
+    tower_settings = replace(settings.user_tower, decay=choices.text_decay)
     if not settings.order:  # a plain mean
-        tower_settings = replace(tower_settings, decay=1.0, epochs=0)
-    order = np.random.default_rng(seed).permutation(len(usable))
-    folds = [order[start :: settings.folds] for start in range(settings.folds)]
-    folds = folds if len(usable) >= 4 * settings.folds else []
+        tower_settings = replace(tower_settings, epochs=0)
     words = (
         word_neighbours(item_texts)
         if "words" in settings.parts
-        else ItemNeighbours.none(len(item_ids))
+        else ItemNeighbours.none(item_count)
     )
 
-    def fit(users: Sequence[np.ndarray]) -> tuple[TrainedTower, ItemNeighbours]:
-        trained = train_user_tower(users, embeddings, tower_settings, seed=seed)
+    def fit(histories: Sequence[np.ndarray]) -> tuple[TrainedTower, ItemNeighbours]:
+        trained = train_user_tower(histories, embeddings, tower_settings, seed=seed)
         if "co_occurrence" not in settings.parts:
-            return trained, ItemNeighbours.none(len(item_ids))
-        return trained, fit_co_occurrence(users, len(item_ids), strength=settings.strength)
+            return trained, ItemNeighbours.none(item_count)
+        return trained, fit_co_occurrence(histories, item_count, strength=choices.strength)
 
-    asked = [fold[: _MAX_BLEND_USERS // len(folds)] for fold in folds]
     written = None
     if reviews is not None and "reviews" in settings.parts:
         assert encode_reviews is not None
-        numbers = users[np.concatenate([np.zeros(0, int), *asked])]
-        written = ReviewPart(reviews, numbers, encode_reviews, seed=seed)
+        asked = np.unique(np.concatenate([np.zeros(0, int), *(part.users for part in held_out)]))
+        written = ReviewPart(reviews, asked, encode_reviews, seed=seed)
     parts = [part for part in settings.parts if part != "reviews" or written is not None]
-    examples = _Examples(len(item_ids), longest, seed)
+    examples = _Examples(item_count, seed)
     reviewers = 0
-    for done, (fold, some) in enumerate(zip(folds, asked, strict=True)):
-        report(done, len(folds) + 1)
-        others = [usable[user] for user in np.setdiff1d(order, fold)]
-        trained, near = fit(others)
-        prior = popularity_prior(item_counts(others, len(item_ids)))
-        past, target, at = examples.draw([usable[user] for user in some])
-        recency = recency_matrix(past, decay, len(item_ids))
+    for done, part in enumerate(held_out):
+        report(done, len(held_out) + 1)
+        trained, near = fit(part.histories)
+        prior = popularity_prior(choices.counts(part.histories, part.times, item_count))
+        past = known_items(part, histories, longest)
+        recency = recency_matrix(past, choices.decay, item_count)
         scores = {
             "text": user_vectors(trained.tower, embeddings, past) @ embeddings.T,
             "co_occurrence": (recency @ near.matrix()).toarray(),
@@ -185,78 +190,72 @@ def fit_recommender(
         }
         if reviews is not None and written is not None:
             known = [
-                reviews.known(users[some[case]], usable[some[case]], place) for case, place in at
+                reviews.known(user, histories[user], place)
+                for user, place in zip(part.users, part.places, strict=True)
             ]
-            reviewers += len({case for (case, _), rows in zip(at, known, strict=True) if len(rows)})
-            sentiment = written.sentiment(without=users[fold])
+            reviewers += len(
+                {user for user, rows in zip(part.users, known, strict=True) if len(rows)}
+            )
+            sentiment = written.sentiment(without=np.unique(part.users))
             scores["reviews"] = written.user_vectors(sentiment, known) @ embeddings.T
-        examples.add(past, target, {part: scores[part] for part in parts})
-    report(len(folds), len(folds) + 1)
+        examples.add(part, {name: scores[name] for name in parts})
+    report(len(held_out), len(held_out) + 1)
     if reviewers < _MIN_REVIEWERS:
         parts, reviewers = [part for part in parts if part != "reviews"], 0
     weights, likelihood = examples.weights(parts)
     if "reviews" in settings.parts and not reviewers:
         weights = replace(weights, reviews=REVIEWS_TO_TEXT * weights.text)
-    trained, near = fit(usable)
-    counts = item_counts(histories, len(item_ids))
+    trained, near = fit(histories)
+    counts = item_counts(histories, item_count)
     taken = np.flatnonzero(counts)
-    place = np.full(len(item_ids), -1)
+    place = np.full(item_count, -1)
     place[taken] = np.arange(len(taken))
-    report(len(folds) + 1, len(folds) + 1)
+    report(len(held_out) + 1, len(held_out) + 1)
     recommender = Recommender(
         trained.tower,
         weights,
         [item_ids[row] for row in taken.tolist()],
         near.moved(place, len(taken)),
         counts[taken],
-        decay=decay,
+        decay=choices.decay,
         max_history=longest,
         encoder_fingerprint=encoder_fingerprint,
         sentiment=None if written is None else written.sentiment(),
+        recent=choices.counts(histories, times, item_count)[taken].astype(np.float32),
     )
-    events = sum(map(len, histories))
-    uniform = -float(np.log(max(len(item_ids), 1)))
-    return RecommenderFit(recommender, trained, len(usable), events, likelihood, uniform, reviewers)
+    return RecommenderFit(
+        recommender,
+        trained,
+        choices,
+        cases=sum(map(len, held_out)),
+        users=sum(len(history) > 1 for history in histories),
+        events=sum(map(len, histories)),
+        log_likelihood=likelihood,
+        uniform=-float(np.log(max(item_count, 1))),
+        reviewers=reviewers,
+    )
 
 
 class _Examples:
-    """Histories cut short, the items that came next, and the scores of candidates for them."""
+    """Scores of candidates for the cases, the item that came next last among them."""
 
-    def __init__(self, item_count: int, longest: int, seed: int) -> None:
-        self._draw = np.random.default_rng(seed)
+    def __init__(self, item_count: int, seed: int) -> None:
+        draw = np.random.default_rng(seed)
         count = min(item_count, _CANDIDATES)
-        self._candidates = np.sort(self._draw.choice(item_count, count, replace=False))
-        self._item_count, self._longest = item_count, longest
+        self._candidates = np.sort(draw.choice(item_count, count, replace=False))
+        self._item_count = item_count
         self._parts: dict[str, list[np.ndarray]] = {}
         self._seen: list[np.ndarray] = []
 
-    def draw(
-        self, histories: Sequence[np.ndarray]
-    ) -> tuple[list[np.ndarray], np.ndarray, list[tuple[int, int]]]:
-        """For each user the last item after all before it, and an earlier one drawn at random.
-
-        Returns:
-            What is known, the items that came next, and the user and the place of each of these.
-        """
-        past, target, at = [], [], []
-        for user, history in enumerate(histories):
-            for place in {len(history) - 1, int(self._draw.integers(1, len(history)))}:
-                past.append(newest(history[:place], self._longest))
-                target.append(history[place])
-                at.append((user, place))
-        return past, np.array(target), at
-
-    def add(
-        self, past: Sequence[np.ndarray], target: np.ndarray, parts: Mapping[str, np.ndarray]
-    ) -> None:
+    def add(self, part: HeldOut, scores: Mapping[str, np.ndarray]) -> None:
         """Keeps the scores, float `[cases, items]`, of the candidates and, last, of the target."""
-        cases = np.arange(len(target))
-        seen = np.zeros((len(target), self._item_count), bool)
-        for case, rows in enumerate(past):
+        cases, target = np.arange(len(part)), part.target
+        seen = np.zeros((len(part), self._item_count), bool)
+        for case, rows in enumerate(part.seen):
             seen[case, rows] = True
         others = seen[:, self._candidates] | (self._candidates == target[:, None])
         self._seen.append(np.column_stack([others, seen[cases, target]]))
-        for name, x in parts.items():
+        for name, x in scores.items():
             of_candidates = np.column_stack([x[:, self._candidates], x[cases, target]])
             self._parts.setdefault(name, []).append(of_candidates)
 

@@ -9,6 +9,8 @@ from scipy import stats
 
 from towers.errors import InputError
 
+_LEAST = 1e-6  # what was taken is told from what was not, however long ago
+
 
 def item_counts(histories: Sequence[np.ndarray], n_items: int) -> np.ndarray:
     """Counts the users who took each item; a user counts once an item, however often they took it.
@@ -22,6 +24,34 @@ def item_counts(histories: Sequence[np.ndarray], n_items: int) -> np.ndarray:
     """
     rows = [np.unique(items) for items in histories]
     return np.bincount(np.concatenate([*rows, np.zeros(0, np.int64)]), minlength=n_items)
+
+
+def recent_counts(
+    histories: Sequence[np.ndarray],
+    times: Sequence[np.ndarray],
+    n_items: int,
+    half_life: np.timedelta64,
+) -> np.ndarray:
+    """Counts the users who took each item, one who did so long ago for less.
+
+    Args:
+        histories: for each user rows of the catalogue, int ``[events]``, oldest first.
+        times: when that was, datetime64[s] ``[events]`` each.
+        n_items: items of the catalogue.
+        half_life: the age, from the latest of all events, at which a user counts for a half. It is
+            that of the user's latest event with the item.
+
+    Returns:
+        float64 ``[n_items]``; above 0 for every item that was taken.
+    """
+    now = max((when[-1] for when in times if len(when)), default=None)
+    counts = np.zeros(n_items)
+    for rows, when in zip(histories, times, strict=True):
+        _, latest = np.unique(rows[::-1], return_index=True)
+        place = len(rows) - 1 - latest
+        np.add.at(counts, rows[place], 0.5 ** ((now - when[place]) / half_life))
+    counts[item_counts(histories, n_items) > 0] += _LEAST
+    return counts
 
 
 def popularity_deciles(counts: np.ndarray) -> np.ndarray:

@@ -42,10 +42,8 @@ class UserReviews:
         for row, user in enumerate(reviews.users):
             if user in rows:
                 rows[user].append(row)
-        times = None
-        if histories.timestamp is not None:
-            times = np.split(histories.timestamp, histories.offsets[1:-1])
-        return cls(reviews, [np.array(rows[user], np.int64) for user in histories.users], times)
+        of_user = [np.array(rows[user], np.int64) for user in histories.users]
+        return cls(reviews, of_user, histories.times())
 
     def known(self, user: int, history: np.ndarray, place: int) -> np.ndarray:
         """Rows of the reviews that a user had written when `history[place]` came next.

@@ -11,8 +11,11 @@ from towers.errors import InputError
 from towers.item_neighbours import ItemNeighbours, word_neighbours
 from towers.recommender import newest, popularity_prior, recency_matrix
 from training.recommendation.blend import choose_blend, fit_blend
+from training.recommendation.choices import choose_settings
 from training.recommendation.co_occurrence import fit_co_occurrence
 from training.recommendation.fit import RecommenderSettings, fit_recommender
+from training.recommendation.held_out import hold_out
+from training.recommendation.popularity import recent_counts
 from training.recommendation.ranks import next_ranks
 from training.recommendation.user_training import UserTraining
 
@@ -42,7 +45,7 @@ def test_co_occurrence_is_the_constrained_least_squares(users):
         gram = x[:, others].T @ x[:, others] + 2.0 * np.eye(11)
         expected[others, j] = np.linalg.solve(gram, x[:, others].T @ x[:, j])
     found = fit_co_occurrence(histories, 12, strength=2.0).matrix().toarray()
-    np.testing.assert_allclose(found, np.maximum(expected, 0), atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_co_occurrence_keeps_the_largest_and_leaves_out_the_rare():
@@ -53,13 +56,13 @@ def test_co_occurrence_keeps_the_largest_and_leaves_out_the_rare():
     assert fit_co_occurrence([np.array([1])], 3).rows.shape == (3, 0)
 
 
-def test_largest_entries_of_a_matrix():
-    matrix = np.array([[9.0, 1, 3, -1], [0, 9, 0, 0], [2, 1, 9, 4], [0, 0, 5, 9]])
+def test_largest_entries_of_a_matrix_of_either_sign():
+    matrix = np.array([[9.0, 1, 3, -2], [0, 9, 0, 0], [2, 1, 9, 4], [0, 0, -5, 9]])
     for found in (
         ItemNeighbours.largest(sp.csr_matrix(matrix), 2),
         ItemNeighbours.of_dense(matrix, 2),
     ):
-        expected = [[0, 1, 3, 0], [0, 0, 0, 0], [2, 0, 0, 4], [0, 0, 5, 0]]
+        expected = [[0, 0, 3, -2], [0, 0, 0, 0], [2, 0, 0, 4], [0, 0, -5, 0]]
         np.testing.assert_array_equal(found.matrix().toarray(), expected)
 
 
@@ -242,6 +245,7 @@ def test_saved_and_loaded_it_is_the_same(fitted, tmp_path):
     _, ids, texts, vectors = world()
     fitted.recommender.save(tmp_path / "people")
     again = Recommender.load(tmp_path / "people")
+    np.testing.assert_array_equal(again.recent, fitted.recommender.recent)
     histories = [np.array([1, 2]), np.array([], int), np.array([40, -1, 3])]
     np.testing.assert_array_equal(
         again.over(ids, texts, vectors)(histories),
@@ -257,6 +261,95 @@ def test_order_off_ignores_order():
     shop = learned.over(ids, texts, vectors)
     one, other = shop([np.array([1, 9, 30]), np.array([30, 1, 9])])
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def days(*numbers: int) -> np.ndarray:
+    return np.datetime64("2026-01-01", "s") + np.array(numbers) * np.timedelta64(1, "D")
+
+
+def test_by_time_the_latest_tenth_is_held_out_and_new_items_are_asked_for():
+    # 60 people take two items on day 0 to 8, and on day 10 one of these again and two others.
+    histories = [np.array([u % 5, 5 + u % 3, u % 5, 8 + u % 4, 12]) for u in range(60)]
+    times = [days(u % 9, 8, 10, 10, 10) for u in range(60)]
+    times[0] = days(0, 8, 8, 8, 8)  # nothing later
+    histories[1], times[1] = histories[1][2:], times[1][2:]  # nothing earlier
+    (part,) = hold_out(histories, times, folds=3, seed=0)
+    assert set(part.users.tolist()) == set(range(60)) - {0, 1}
+    for user, place, target, seen in zip(
+        part.users, part.places, part.target, part.seen, strict=True
+    ):
+        assert place == 2
+        assert target in histories[user][3:]
+        assert sorted(seen) == sorted(set(histories[user]) - {target})
+        assert part.histories[user].tolist() == histories[user][:2].tolist()
+    assert len(set(zip(part.users.tolist(), part.target.tolist(), strict=True))) == 116
+    assert part.times is not None
+    assert max(when.max() for when in part.times if len(when)) == days(8)[0]
+
+
+def test_without_times_or_with_few_later_events_users_are_held_out_in_turn():
+    histories = [np.array([u % 5, 5 + u % 7, u % 3]) for u in range(30)]
+    for times in (None, [days(0, 1, 2 if u else 3) for u in range(30)]):
+        parts = hold_out(histories, times, folds=3, seed=0)
+        assert sorted(np.unique(np.concatenate([part.users for part in parts]))) == [*range(30)]
+        for part in parts:
+            assert len(part.histories) == 20
+            for user, place, target in zip(part.users, part.places, part.target, strict=True):
+                assert histories[user][place] == target
+    assert hold_out(histories[:11], None, folds=3, seed=0) == []
+
+
+def test_recent_counts_by_hand():
+    histories = [np.array([0, 1, 0]), np.array([1]), np.array([], int)]
+    times = [days(0, 2, 4), days(0), days()]
+    found = recent_counts(histories, times, 3, np.timedelta64(2, "D"))
+    np.testing.assert_allclose(found, [1.0, 0.5 + 0.25, 0.0], atol=2e-6)
+    ages = recent_counts(histories, times, 3, np.timedelta64(1, "s"))
+    assert ages[1] > 0 == ages[2]  # long ago is not never
+
+
+def test_where_fashions_change_recent_popularity_is_chosen():
+    """Each season has items of its own that everybody takes; one item was all there was once."""
+    draw = np.random.default_rng(0)
+    histories, times = [], []
+    for _ in range(200):
+        weeks = np.sort(draw.choice(40, 4, replace=False))
+        items = 5 * (weeks // 8) + draw.integers(0, 5, 4)  # a fashion lasts eight weeks
+        histories.append(np.where(weeks < 12, 50, items))
+        times.append(days(*(7 * weeks)))
+    held_out = hold_out(histories, times, folds=3, seed=0)
+    vectors = np.eye(60, dtype=np.float32)
+    choices = choose_settings(held_out, histories, vectors, longest=50)
+    assert choices.half_life is not None
+    span = (max(t[-1] for t in held_out[0].times) - days(0)[0]) / np.timedelta64(1, "D")
+    assert choices.half_life < span / 4
+    fit = fit_recommender(
+        histories,
+        [f"i{row}" for row in range(60)],
+        ["thing"] * 60,
+        vectors,
+        RecommenderSettings(user_tower=QUICK),
+        times=times,
+    )
+    learned = fit.recommender
+    assert learned.recent[learned.item_ids.index("i50")] < 0.1 < 30 < learned.counts.max()
+    best = learned.over([f"i{row}" for row in range(60)], ["thing"] * 60, vectors)
+    assert {item_id for item_id, _ in best.recommend([[]], k=5)[0]} == {
+        f"i{row}" for row in range(20, 25)
+    }
+
+
+def test_where_order_says_nothing_old_items_count_as_much():
+    """Everybody likes one of ten groups of items and takes of it in any order."""
+    draw = np.random.default_rng(0)
+    histories = [10 * (user % 10) + draw.permutation(10)[:6] for user in range(300)]
+    mixed = [np.where(draw.random(6) < 0.4, draw.integers(0, 100, 6), rows) for rows in histories]
+    vectors = np.repeat(np.eye(10, dtype=np.float32), 10, axis=0)
+    held_out = hold_out(mixed, None, folds=3, seed=0)
+    choices = choose_settings(held_out, mixed, vectors, longest=50)
+    assert choices.decay >= 0.9
+    assert choices.text_decay >= 0.9
+    assert choices.half_life is None
 
 
 def test_few_users_get_the_weights_of_no_data():
