@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from towers.errors import InputError
+from towers.item_text import VECTOR, ItemTemplate
 from training.columns import Kind
 from training.tables import content_sha256, place, read_table
 
 IMAGE = "image_embedding"
 
-_REQUIRED: dict[str, Kind] = {"item_id": "id", "title": "text"}
-_OPTIONAL: dict[str, Kind] = {
+REQUIRED: dict[str, Kind] = {"item_id": "id", "title": "text"}
+OPTIONAL: dict[str, Kind] = {
     "description": "text",
     "brand": "text",
     "category": "text",
@@ -52,7 +53,7 @@ class Catalog:
                 same id, a price is not a number of 0 or more, embeddings differ in width; the
                 message names the line and the column.
         """
-        table = read_table(path, required=_REQUIRED, optional=_OPTIONAL, keep_other=True)
+        table = read_table(path, required=REQUIRED, optional=OPTIONAL, keep_other=True)
         _require_distinct_ids(path, table.column("item_id").combine_chunks())
         return cls(table, os.fspath(path), content_sha256(path))
 
@@ -101,6 +102,23 @@ class Catalog:
         wanted = pa.array(item_ids, pa.large_string())
         known = self.table.column("item_id").combine_chunks().dictionary_decode()
         return pc.fill_null(pc.index_in(wanted, known), -1).to_numpy().astype(np.int64)
+
+
+def render_items(template: ItemTemplate, catalog: Catalog) -> list[str]:
+    """The item text of every catalogue row, with attributes behind it where the template has some.
+
+    Raises:
+        InputError: the template names a column the catalogue lacks, or a value of an attribute is
+            not of its kind.
+    """
+    columns: dict[str, Sequence[object]] = {}
+    for name, kind in template.attributes.items():
+        columns[name] = catalog.vectors(name) if kind == VECTOR else catalog.column(name)
+    columns |= {name: catalog.column(name) for name in template.columns}
+    try:
+        return template.render(columns)
+    except InputError as error:
+        raise InputError(f"{catalog.path}: {error}") from error
 
 
 def _require_distinct_ids(path: str | os.PathLike[str], ids: pa.DictionaryArray) -> None:

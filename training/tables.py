@@ -156,14 +156,18 @@ def _layout(path: Path) -> str:
 # The names of the columns
 
 
-def _wanted(
-    path: Path,
+def wanted_columns(
+    path: str | os.PathLike[str],
     names: Sequence[str],
     required: Mapping[str, Kind],
     known: Mapping[str, Kind],
     keep_other: bool,
 ) -> list[str]:
-    """Returns the named columns to read, in file order, after the checks on the names."""
+    """Returns the columns to read, in file order.
+
+    Raises:
+        InputError: A required column is not among the names, or a name stands there twice.
+    """
     for name in names:
         if "\0" in name:
             raise InputError(f"{path}: NUL in column name {name!r}; save the file as UTF-8 text")
@@ -286,7 +290,7 @@ def _read_delimited(
     if not header:
         raise InputError(f"{path} is empty")
     names = [name.strip() for name in header]
-    columns = _wanted(path, names, required, known, keep_other)
+    columns = wanted_columns(path, names, required, known, keep_other)
     raw_names = [header[names.index(name)] for name in columns]
     types = [TEXT if known.get(name, "text") in ("id", "text") else RAW_TEXT for name in columns]
     # Arrow does not mind a quotation mark that is never closed. A record of empty cells put after
@@ -362,7 +366,7 @@ def _read_json_lines(
             if name and (keep_other or name in known):
                 try:
                     values = [record.get(name) for record in records]
-                    columns[name] = _json_column(values, known.get(name, "text"))
+                    columns[name] = json_column(values, known.get(name, "text"))
                 except BadCell as error:
                     row = first + error.row
                     raise bad_cell(path, row, name, error.value, error.expected) from None
@@ -393,11 +397,11 @@ def _read_json_lines(
         flush()
     if not batches:
         raise InputError(f"{path} is empty")
-    columns = _wanted(path, list(seen), required, known, keep_other)
+    columns = wanted_columns(path, list(seen), required, known, keep_other)
     return pa.concat_tables(batches, promote_options="default").select(columns)
 
 
-def _json_column(values: list[Any], kind: Kind) -> pa.Array:
+def json_column(values: list[Any], kind: Kind) -> pa.Array:
     """Makes a raw column of JSON values: lists stay lists, everything else becomes its text."""
     try:
         if kind == "vector":
@@ -416,7 +420,7 @@ def _json_column(values: list[Any], kind: Kind) -> pa.Array:
         if len(values) > 1:
             for row, value in enumerate(values):
                 try:
-                    _json_column([value], kind)
+                    json_column([value], kind)
                 except BadCell as error:
                     raise BadCell(row, value, error.expected) from None
         expected = {
@@ -456,7 +460,7 @@ def _read_parquet(
             raise InputError(f"{path} is empty")
         with open(path, "rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
             names = file.schema_arrow.names
-            return file.read(columns=_wanted(path, names, required, known, keep_other))
+            return file.read(columns=wanted_columns(path, names, required, known, keep_other))
     except pa.ArrowException as error:
         raise InputError(f"{path}: not a readable Parquet file: {error}") from None
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from towers.attributes import learn_attributes
 from towers.encoding import Progress
 from towers.errors import InputError
 from towers.interpolation import interpolate
-from towers.item_text import VECTOR, ItemTemplate, text_of
+from towers.item_text import ItemTemplate, text_of
 from towers.retriever import Retriever, TextSettings
 from training.augmentation import Augmenter
 from training.auto import choose_method
-from training.catalog import IMAGE, Catalog
+from training.catalog import IMAGE, Catalog, render_items
 from training.config import EncoderConfig, Method, TrainConfig
 from training.contrast import require_contrast
 from training.fit import adapt, hold_out
@@ -242,23 +242,6 @@ def build_retriever(config: TrainConfig, template: ItemTemplate) -> Retriever:
         projection_dim=encoder.projection_dim,
         shared=encoder.shared,
     )
-
-
-def render_items(template: ItemTemplate, catalog: Catalog) -> list[str]:
-    """The item text of every catalogue row, with attributes behind it where the template has some.
-
-    Raises:
-        InputError: the template names a column the catalogue lacks, or a value of an attribute is
-            not of its kind.
-    """
-    columns: dict[str, Sequence[object]] = {}
-    for name, kind in template.attributes.items():
-        columns[name] = catalog.vectors(name) if kind == VECTOR else catalog.column(name)
-    columns |= {name: catalog.column(name) for name in template.columns}
-    try:
-        return template.render(columns)
-    except InputError as error:
-        raise InputError(f"{catalog.path}: {error}") from error
 
 
 def item_template(encoder: EncoderConfig, catalog: Catalog) -> ItemTemplate:

@@ -24,6 +24,7 @@ _VERBS = {
     "update": "Go on from a run with new interactions.",
     "tune": "Search for hyper-parameters by held-out shots.",
     "evaluate": "Measure retrieval quality over the whole catalogue.",
+    "encode": "Encode a catalogue of any size with Apache Beam.",
     "export": "Write a SavedModel with its index.",
     "index": "Change and check the items of an export.",
     "rollback": "Put an earlier version back into service.",
