@@ -64,8 +64,12 @@ def write_jsonl(path: Path, records: list[dict[str, str]]) -> Path:
 
 def read_parquet(folder: Path) -> dict[str, np.ndarray]:
     """Vectors by id, of all shards."""
-    table = pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))])
-    return dict(zip(table["item_id"].to_pylist(), np.array(table["vector"].to_pylist()), strict=True))
+    table = pa.concat_tables(
+        [pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))]
+    )
+    return dict(
+        zip(table["item_id"].to_pylist(), np.array(table["vector"].to_pylist()), strict=True)
+    )
 
 
 def expected(retriever: Retriever, records: list[dict[str, str]]) -> dict[str, np.ndarray]:
@@ -94,7 +98,16 @@ def test_vectors_are_those_of_the_encoder(
     catalog = write_jsonl(tmp_path / "items.jsonl", records)
     output = tmp_path / "vectors"
     answer = towers(
-        "encode", "--model", export, "--catalog", catalog, "--output", output, "--shards", 3, "--json"
+        "encode",
+        "--model",
+        export,
+        "--catalog",
+        catalog,
+        "--output",
+        output,
+        "--shards",
+        3,
+        "--json",
     )
     assert answer.status == 0, answer.err
     facts = json.loads(answer.out)
@@ -111,7 +124,7 @@ def test_vectors_are_those_of_the_encoder(
     assert manifest["encoder_fingerprint"] == tiny_retriever.fingerprint()
     names = {path.name for path in output.iterdir()}
     parts = {f"part-{shard:05}-of-00003.parquet" for shard in range(3)}
-    assert names == parts | {"manifest.json", "rejected.jsonl", "finished", ".lock"}
+    assert names == parts | {"manifest.json", "rejected.jsonl", "finished"}
 
 
 def test_bad_rows_are_set_aside_in_every_format(
@@ -125,7 +138,9 @@ def test_bad_rows_are_set_aside_in_every_format(
     lines += [b"[1]", b'{"item_id": "k5"', b"", b'{"item_id": "k6", "title": ["x"], "brand": null}']
     lines += [b'{"item_id": "k7", "title": " "}', b'{"item_id": "k8", "description": "Caf\xe9"}']
     with gzip.open(tmp_path / "b.jsonl.gz", "wb") as file:
-        file.write(b"\n".join([*lines, b'{"item_id":"k9","title":"Mug","brand":"","description":""}']))
+        file.write(
+            b"\n".join([*lines, b'{"item_id":"k9","title":"Mug","brand":"","description":""}'])
+        )
     columns = {"item_id": ["p1", "p2", None], "title": ["Post", None, "Cake"]}
     columns |= {"brand": [None, "Harrow", None], "description": [None] * 3}
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
@@ -221,11 +236,11 @@ def test_only_shards_with_changed_items_are_encoded_again(
 def test_a_killed_run_goes_on(
     export: Path, tmp_path: Path, tiny_retriever: Retriever, towers: Callable[..., Any]
 ) -> None:
-    records = items(8000)
+    records = items(4000)
     catalog = write_jsonl(tmp_path / "items.jsonl", records)
     output = tmp_path / "vectors"
     command = ["encode", "--model", export, "--catalog", catalog, "--output", output]
-    command += ["--shards", "40"]
+    command += ["--shards", "20"]
     words = [sys.executable, "-m", "towers", *map(str, command)]
     killed = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     finished = output / "finished"
@@ -237,11 +252,116 @@ def test_a_killed_run_goes_on(
     assert not json.loads((output / "manifest.json").read_text("utf-8"))["complete"]
     before = {path.stem: path for path in finished.glob("part-*.json")}
     parts = {stem: (output / f"{stem}.parquet").stat().st_mtime_ns for stem in before}
-    assert 2 <= len(parts) < 40
+    assert 2 <= len(parts) < 20
 
     answer = towers(*command, "--json")
-    assert json.loads(answer.out)["encoded_shards"] == 40 - len(parts)
+    assert json.loads(answer.out)["encoded_shards"] == 20 - len(parts)
     after = {stem: (output / f"{stem}.parquet").stat().st_mtime_ns for stem in before}
     assert after == parts
     assert_same(read_parquet(output), expected(tiny_retriever, records))
     assert not [*output.glob(".work-*"), *output.glob("beam-temp*"), *output.glob("**/.*.tmp")]
+
+
+def test_a_run_is_encoded_and_exported_from_its_vectors(
+    tmp_path: Path,
+    tiny_retriever: Retriever,
+    tiny_preset: str,
+    towers: Callable[..., Any],
+) -> None:
+    records = items(40)
+    catalog = write_jsonl(tmp_path / "items.jsonl", records)
+    config = tmp_path / "config.toml"
+    template = tiny_retriever.text.item_template
+    config.write_text(
+        f'[encoder]\npreset = "{tiny_preset}"\nitem_template = "{template}"\n'
+        "query_max_length = 16\nitem_max_length = 48\n"
+    )
+    run, output = tmp_path / "run", tmp_path / "vectors"
+    answer = towers("train", "--catalog", catalog, "--output", run, "--config", config)
+    assert answer.status == 0, answer.err
+    encode = ("encode", "--model", run, "--catalog", catalog, "--output", output, "--shards", 3)
+    answer = towers(*encode)
+    assert answer.status == 0, answer.err
+    assert_same(read_parquet(output), expected(tiny_retriever, records))
+
+    export = ("export", "--model", run, "--catalog", catalog, "--vectors", output, "--k", 3)
+    answer = towers(*export, "--output", tmp_path / "shop")
+    assert answer.status == 0, answer.err
+    kept = np.load(tmp_path / "shop" / "1" / "assets.extra" / "towers" / "item_embeddings.npy")
+    wanted = expected(tiny_retriever, records)
+    np.testing.assert_allclose(kept, np.stack(list(wanted.values())), atol=1e-5)
+
+    changed = write_jsonl(tmp_path / "changed.jsonl", [*records, {**records[0], "item_id": "new"}])
+    answer = towers(
+        *("export", "--model", run, "--catalog", changed, "--vectors", output),
+        *("--output", tmp_path / "other"),
+    )
+    assert answer.status == 2
+    assert "are not of this catalogue" in answer.err
+    (output / "part-00001-of-00003.parquet").write_bytes(b"PAR1")
+    answer = towers(*export, "--output", tmp_path / "other")
+    assert answer.status == 2
+    assert "part-00001-of-00003.parquet cannot be read" in answer.err
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_is_refused(export: Path, tmp_path: Path, towers: Callable[..., Any]) -> None:
+    catalog = write_jsonl(tmp_path / "items.jsonl", items(3))
+    output = tmp_path / "vectors"
+    encode = ("encode", "--model", export, "--catalog")
+
+    def refused(*arguments: object) -> str:
+        answer = towers(*encode, *arguments)
+        assert answer.status == 2, answer
+        assert answer.out == ""
+        return answer.err
+
+    assert "there is no such file" in refused(tmp_path / "no.csv", "--output", output)
+    assert "unknown file format" in refused(export / "1" / "manifest.json", "--output", output)
+    wrong = tmp_path / "wrong.csv"
+    wrong.write_text("item_id,name\nk1,Kettle\n")
+    assert "no column 'title'" in refused(wrong, "--output", output)
+    wrong.write_text("")
+    assert "is empty" in refused(wrong, "--output", output)
+    assert not output.exists()
+
+    # Read to the end before it shows: no line has the template's columns.
+    bare = write_jsonl(tmp_path / "bare.jsonl", [{"item_id": "k1", "title": "Kettle"}])
+    assert "no column 'brand'" in refused(bare, "--output", output)
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress(catalog.read_bytes())[:-10])
+    assert "truncated" in refused(cut, "--output", output)
+    assert not output.exists()
+
+    assert towers(*encode, catalog, "--output", output, "--shards", 2).status == 0
+    assert "in another number of shards" in refused(catalog, "--output", output, "--shards", 3)
+    tfrecord = ("--format", "tfrecord", "--shards", 2)
+    assert "in another format" in refused(catalog, "--output", output, *tfrecord)
+    facts = json.loads((output / "manifest.json").read_text())
+    facts["encoder_fingerprint"] = "0" * 64
+    (output / "manifest.json").write_text(json.dumps(facts))
+    assert "of another encoder" in refused(catalog, "--output", output, "--shards", 2)
+    assert "holds other files" in refused(catalog, "--output", tmp_path)
+
+
+def test_one_process_writes_a_folder(
+    export: Path, tmp_path: Path, towers: Callable[..., Any]
+) -> None:
+    from serving.bulk.files import one_writer
+
+    catalog = write_jsonl(tmp_path / "items.jsonl", items(3))
+    output = tmp_path / "vectors"
+    with one_writer(str(output)):
+        answer = towers("encode", "--model", export, "--catalog", catalog, "--output", output)
+    assert answer.status == 2
+    assert "another process is writing" in answer.err
+
+
+def test_workers_need_neither_keras_nor_training() -> None:
+    code = (
+        "import serving.bulk.pipeline, sys\n"
+        "heavy = [name for name in sys.modules if name.startswith(('keras', 'training'))]\n"
+        "print(heavy)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr

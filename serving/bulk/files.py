@@ -43,14 +43,19 @@ def new_file(path: str) -> Iterator[Path]:
             target.flush()
             if is_local(path):
                 os.fsync(target.fileno())
-    if not is_local(path):
-        remove(path)  # not every filesystem renames onto a file
-    FileSystems.rename([draft], [path])
+    move(draft, path)
 
 
 def open_file(path: str) -> Any:
     """Opens a file for reading, its bytes as they are."""
     return FileSystems.open(path, compression_type=_RAW)
+
+
+def move(source: str, target: str) -> None:
+    """Renames a file, in place of one that is there."""
+    if not is_local(target):
+        remove(target)  # not every filesystem renames onto a file
+    FileSystems.rename([source], [target])
 
 
 def remove(path: str) -> None:
@@ -139,14 +144,18 @@ def one_writer(folder: str) -> Iterator[None]:
         return
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    with (path / ".lock").open("w") as lock:
+    lock = os.open(path, os.O_RDONLY)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another process is writing to {folder}: wait for its end") from None
-        for pattern in (f"{WORK_PREFIX}*", "beam-temp-*"):
-            for left in path.glob(pattern):
-                shutil.rmtree(left, ignore_errors=True)
+        for left in path.glob(f"{WORK_PREFIX}*"):
+            shutil.rmtree(left, ignore_errors=True)
         for left in path.glob("**/.*.tmp"):
             left.unlink(missing_ok=True)
         yield
+    finally:
+        os.close(lock)
+        with suppress(OSError):
+            path.rmdir()  # where nothing has been written

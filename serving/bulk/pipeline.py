@@ -144,11 +144,15 @@ def encode_catalog(
                 if not isinstance(model, str):
                     model = files.put_folder(FileSystems.join(work, "encoder"), model)
                 _run(read, paths, model, manifest, output, work, runner, options)
+            rejected = FileSystems.join(output, REJECTED_FILE)
+            files.move(FileSystems.join(work, REJECTED_FILE), rejected)
             done = [files.read_json(_done(work, shard)) or {} for shard in range(shards)]
         except Exception as error:
             facts = files.read_json(FileSystems.join(work, _ERROR_FILE))
             if facts is None:
                 raise
+            if not files.sizes(FileSystems.join(output, FINISHED_FOLDER, "*")):
+                files.remove(FileSystems.join(output, MANIFEST_FILE))
             raise InputError(facts["message"]) from error
         finally:
             files.remove_folder(work)
@@ -156,7 +160,7 @@ def encode_catalog(
             manifest,
             complete=True,
             items=sum(facts["items"] for facts in done),
-            rejected=_count_lines(FileSystems.join(output, REJECTED_FILE)),
+            rejected=_count_lines(rejected),
         )
         files.write_json(FileSystems.join(output, MANIFEST_FILE), manifest.facts())
     return EncodeResult(manifest, sum(facts["encoded"] for facts in done))
@@ -198,7 +202,7 @@ def _run(
             | "AsJson" >> beam.Map(json.dumps, ensure_ascii=False)
             | "WriteRejected"
             >> beam.io.WriteToText(
-                FileSystems.join(output, REJECTED_FILE), num_shards=1, shard_name_template=""
+                FileSystems.join(work, REJECTED_FILE), num_shards=1, shard_name_template=""
             )
         )
 

@@ -81,6 +81,9 @@ def command(
     from serving.bulk.pipeline import encode_catalog
 
     logging.disable(logging.NOTSET)
+    if runner == _RUNNERS[0]:
+        # It raises what it logs as well.
+        logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)
     from towers.item_text import ItemTemplate
     from training.catalog_stream import stream_items
 

@@ -47,6 +47,11 @@ if TYPE_CHECKING:
     help="Refuse what an unmodified TensorFlow Serving could not load, by the ops in the graph.",
 )
 @lexical_option("As trained if absent.")
+@click.option(
+    "--vectors",
+    type=click.Path(path_type=Path),
+    help="Folder of `towers encode`, of the same model and catalogue: nothing is encoded then.",
+)
 @precision_option
 @json_option
 def command(
@@ -59,6 +64,7 @@ def command(
     columns: str | None,
     stock_server: bool,
     lexical: Lexical,
+    vectors: Path | None,
     precision: str,
     as_json: bool,
 ) -> None:
@@ -78,7 +84,13 @@ def command(
     sample = Interactions.read(queries, products).queries if queries else None
     retriever = run_folder.load_retriever()
     texts = render_items(retriever.template, products)
-    vectors = item_vectors(model, retriever, texts, precision)
+    if vectors is None:
+        embeddings = item_vectors(model, retriever, texts, precision)
+    else:
+        from serving.bulk.encoded_items import read_encoded
+
+        ids = products.item_ids.tolist()
+        embeddings = read_encoded(vectors, ids, texts, retriever.fingerprint())
     weight = lexical_weight(lexical, run_folder)
     if weight and index in ("scann", "partitioned") and lexical is None:
         weight = 0.0
@@ -93,7 +105,7 @@ def command(
             output,
             index=index,
             k=k,
-            item_embeddings=vectors,
+            item_embeddings=embeddings,
             sample_queries=sample,
             lexical_weight=weight,
             lexical_fields=fields,
