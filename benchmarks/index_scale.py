@@ -64,7 +64,7 @@ def main() -> None:
         vectors, queries = _encoded(options.data, options.vectors, options.queries)
         np.save(folder / "queries.npy", queries)
         for count in options.items:
-            np.save(folder / "items.npy", _grown(vectors, count, options.noise))
+            np.save(folder / "items.npy", grown(vectors, count, options.noise))
             np.save(folder / "truth.npy", _exact(np.load(folder / "items.npy"), queries))
             for system in options.systems:
                 command = [sys.executable, __file__, "--measure", system, str(folder)]
@@ -97,7 +97,7 @@ def _encoded(data: Path, kept: Path | None, count: int) -> tuple[np.ndarray, np.
     return vectors, retriever.encode_queries([asked[row] for row in chosen.tolist()])
 
 
-def _grown(vectors: np.ndarray, count: int, noise: float) -> np.ndarray:
+def grown(vectors: np.ndarray, count: int, noise: float) -> np.ndarray:
     """As many vectors of length one: the given ones first, then moved copies; float32."""
     draw = np.random.default_rng(0)
     grown = np.empty((count, vectors.shape[1]), np.float32)

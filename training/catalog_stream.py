@@ -229,7 +229,7 @@ def _csv_batches(
     places = [columns.index(name) for name in names]
     # An open quotation mark would swallow this record, which comes after the end of the file.
     sentinel = [""] * len(header)
-    rest = itertools.chain(text, ["\n" + delimiter.join(['""'] * len(header)) + "\n"])
+    rest = itertools.chain(text, ["\n", delimiter.join(['""'] * len(header)) + "\n"])
     records = csv.reader(rest, delimiter=delimiter)
     rows: list[int] = []
     lines: list[int | None] = []
