@@ -1,9 +1,9 @@
 """What a catalogue costs, stage by stage, measured, fitted, and extended to sizes not run here.
 
-Measured: encoding by an export, export and what it leaves on disk, loading and searching it, each
-in a process of its own, over catalogues of Home Depot's titles, repeated with a number behind them
-and vectors moved by noise where more are wanted. Single searches of each index up to a million
-vectors are those of `index_scale.py`. The plan is made on paper, from the fits and `Assumptions`.
+Measured: encoding by a SavedModel; exporting the exact index with words, loading and searching it,
+each in a process of its own, over Home Depot's titles, repeated with a number behind them and
+vectors moved by noise where more are wanted. Indexes of vectors alone, up to a million, are those
+of `index_scale.py`. The plan is made on paper, from the fits and `Assumptions`.
 
 `--plan-only` fits and plans anew from the results on disk.
 """
@@ -27,12 +27,8 @@ import numpy as np
 from index_scale import grown
 from reporting import RESULTS, arguments, homedepot, judgements, report
 
-KINDS: dict[str, tuple[Any, float]] = {
-    "exact, words": ("exact", 0.4),
-    "exact": ("exact", 0.0),
-    "partitioned": ("partitioned", 0.0),
-    "scann": ("scann", 0.0),
-}
+WORDS = "exact, words"
+KINDS = (WORDS, "exact", "partitioned", "scann")
 DOCUMENT = Path(__file__).parent.parent / "docs" / "capacity.md"
 _MARKS = "<!-- {} of benchmarks/capacity.py -->"
 _QUERIES = 100
@@ -105,12 +101,11 @@ def _placed(text: str, name: str, tables: str) -> str:
 def _measured(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     rows = [_apart("encode", options, count, "", folder) for count in options.encode]
     for count in options.items:
-        for kind in KINDS:
-            rows.append(
-                _apart("export", options, count, kind, folder)
-                | _apart("search", options, count, kind, folder)
-            )
-            print(rows[-1], file=sys.stderr, flush=True)
+        rows.append(
+            _apart("export", options, count, WORDS, folder)
+            | _apart("search", options, count, WORDS, folder)
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
     names = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in names} for row in rows]
 
@@ -145,7 +140,6 @@ def _export(data: Path, count: int, kind: str, folder: Path, vectors: str) -> di
     from serving.export import export_retriever
 
     retriever, titles = _retriever(), _titles(data, count)
-    index, weight = KINDS[kind]
     kept = Path(vectors) if vectors else folder / "vectors.npy"
     if not kept.is_file():
         np.save(kept, retriever.encode_items(_titles(data, None)))
@@ -153,9 +147,8 @@ def _export(data: Path, count: int, kind: str, folder: Path, vectors: str) -> di
     ids = [f"item-{number}" for number in range(count)]
     start, cpu = time.perf_counter(), time.process_time()
     result = export_retriever(
-        *(retriever, ids, titles, folder / f"{kind.replace(', ', '-')}-{count}"),
-        index=index,
-        lexical_weight=weight,
+        *(retriever, ids, titles, folder / f"items-{count}"),
+        lexical_weight=0.4,
         item_embeddings=items,
     )
     seconds, cores = time.perf_counter() - start, time.process_time() - cpu
@@ -181,7 +174,7 @@ def _search(data: Path, count: int, kind: str, folder: Path, vectors: str) -> di
     del catalog
     before = _resident_mb()
     start = time.perf_counter()
-    model = load_export(folder / f"{kind.replace(', ', '-')}-{count}" / "1")
+    model = load_export(folder / f"items-{count}" / "1")
     loaded = time.perf_counter() - start
     times: dict[str, list[float]] = {"search": [], "encode_query": []}
     cores: dict[str, float] = {}
@@ -272,46 +265,43 @@ def fit(law: str, items: Sequence[int], values: Sequence[float]) -> Fit:
     return Fit(law, float(a), float(b), error, len(y), int(n.max()))
 
 
-_STAGES = {
-    "export, core s": "affine",
-    "export's peak memory, MB": "affine",
-    "on disk, MB": "affine",
-    "graph file, MB": "affine",
-    "load, s": "affine",
-    "memory of a version, MB": "affine",
-}
 _ENCODE, _ENCODE_QUERY = "encode items, core s", "encode a query, core ms"
-_SEARCH, _BUILD = "search without encoding, ms", "build, s"
+_SEARCH, _BUILD = "search without encoding, ms", "export, s"
+_MEMORY, _PEAK = "memory of a version, MB", "export's peak memory, MB"
+_GRAPH = "graph file, MB"
+_TELLING = 10_000  # below, the encoding of the query is most of a search
 
 
 def fit_all(rows: Sequence[dict[str, Any]], scale: Sequence[dict[str, Any]]) -> dict[str, Fit]:
     """All fits by name, "KIND: STAGE"; `scale` are the rows of index_scale.json."""
+    encode = [row for row in rows if row["kind"] == "encode"]
+    words = [row for row in rows if row["kind"] == WORDS]
+    large = [row for row in words if row["items"] >= _TELLING]
 
-    def of(kind: str, stage: str, law: str) -> Fit:
-        some = [row for row in rows if row["kind"] == kind]
+    def of(some: Sequence[dict[str, Any]], stage: str, law: str = "affine") -> Fit:
         return fit(law, [row["items"] for row in some], [row[stage] for row in some])
 
-    fits = {_ENCODE: of("encode", "encode, core s", "affine")}
-    encoding = [row["of it encoding, core ms"] for row in rows if row["kind"] in KINDS]
-    fits[_ENCODE_QUERY] = Fit("affine", float(np.median(encoding)), 0.0, math.nan, len(encoding), 1)
-    for kind in KINDS:
-        fits |= {f"{kind}: {stage}": of(kind, stage, law) for stage, law in _STAGES.items()}
-    # The encoding of a query is as large as the search of a small index: only large ones tell.
-    words = [row for row in rows if row["kind"] == "exact, words" and row["items"] >= _TELLING]
-    fits[f"exact, words: {_SEARCH}"] = fit(
-        "affine",
-        [row["items"] for row in words],
-        [row["search, ms"] - row["encoding, ms"] for row in words],
-    )
-    for kind, law in (("exact", "affine"), ("partitioned", "power"), ("scann", "power")):
+    mean = float(np.median([row["of it encoding, core ms"] for row in words]))
+    fits = {
+        _ENCODE: of(encode, "encode, core s"),
+        _ENCODE_QUERY: Fit("affine", mean, 0.0, math.nan, len(words), 1),
+        f"{WORDS}: {_BUILD}": of(words, "export, core s"),
+        f"{WORDS}: {_SEARCH}": fit(
+            "affine",
+            [row["items"] for row in large],
+            [row["search, ms"] - row["encoding, ms"] for row in large],
+        ),
+    }
+    for stage in (_MEMORY, _PEAK, _GRAPH, "on disk, MB"):
+        fits[f"{WORDS}: {stage}"] = of(words, stage)
+    for kind in KINDS[1:]:
         some = [row for row in scale if row["system"] == f"ours, {kind}"]
-        items = [row["items"] for row in some]
-        fits[f"{kind}: {_SEARCH}"] = fit(law, items, [row["p50, ms"] for row in some])
-        fits[f"{kind}: {_BUILD}"] = fit("power", items, [row["build, s"] for row in some])
+        law = "affine" if kind == "exact" else "power"
+        fits[f"{kind}: {_SEARCH}"] = of(some, "p50, ms", law)
+        fits[f"{kind}: {_BUILD}"] = of(some, "build, s", "power")
+        fits[f"{kind}: {_MEMORY}"] = of(some, "memory beside the items', MB")
+        fits[f"{kind}: {_PEAK}"] = of(some, "peak memory, MB")
     return fits
-
-
-_TELLING = 10_000
 
 
 # Planning
@@ -354,10 +344,10 @@ def limits(fits: dict[str, Fit], kind: str, given: Assumptions) -> dict[str, flo
     """For each thing that one index on one machine needs, the most items that it allows."""
     memory = given.memory_gb * 1000 * given.usable
     return {
-        "memory": _most(fits[f"{kind}: memory of a version, MB"], memory / given.versions),
+        "memory": _most(fits[f"{kind}: {_MEMORY}"], memory / given.versions),
         "time of a search": _most(fits[f"{kind}: {_SEARCH}"], given.search_ms),
-        "memory of the export": _most(fits[f"{kind}: export's peak memory, MB"], memory),
-        "graph file of 2 GB": _most(fits[f"{kind}: graph file, MB"], 2**31 / 1e6),
+        "memory of the export": _most(fits[f"{kind}: {_PEAK}"], memory),
+        "graph file of 2 GB": _most(fits[f"{WORDS}: {_GRAPH}"], 2**31 / 1e6),
     }
 
 
@@ -388,7 +378,7 @@ def plan(fits: dict[str, Fit], kind: str, items: int, given: Assumptions) -> Pla
         core_ms,
         machines,
         machines * given.memory_gb / 1000,
-        fits[f"{kind}: export, core s"](shard_items) / MEASURED_CORES / 3600,
+        fits[f"{kind}: {_BUILD}"](shard_items) / 3600,
         fits[_ENCODE](items) / (given.encoders * given.cores) / 3600,
         given.queries * shards * (given.answer_bytes + QUERY_BYTES) * 8 / 1e9,
         1 - 0.99**shards,
