@@ -6,6 +6,7 @@ Verbs run in this process where that shows the same; a process of its own costs 
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import re
 import signal
@@ -86,7 +87,7 @@ def test_help_is_at_hand_without_tensorflow() -> None:
         assert done.stdout.endswith("HEAVY []\n"), (arguments, done.stdout[-200:])
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "export", "serve", "query"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "encode", "export", "serve", "query"])
 def test_every_verb_has_help(verb: str, towers: Callable[..., Any]) -> None:
     assert verb in towers("--help").out
     answer = towers(verb, "--help")
@@ -114,6 +115,18 @@ def test_bad_usage_is_2(arguments: list[str], message: str, towers: Callable[...
     assert answer.status == 2
     assert message in answer.err
     assert answer.out == ""
+
+
+def test_encoding_names_the_package_that_it_lacks(
+    towers: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "apache_beam" else find(name)
+    )
+    answer = towers("encode", "--model", "m", "--catalog", "c.csv", "--output", tmp_path / "v")
+    assert answer.status == 2
+    assert "needs Apache Beam: pip install 'fewshot-towers[beam]'" in answer.err
 
 
 # Training and evaluating

@@ -111,8 +111,8 @@ def encode_catalog(
         output: the folder to write; see `serving.bulk.output`.
         format: of the shards.
         shards: how many. Each is encoded by one worker, which keeps its ids in memory.
-        runner: the name of a Beam runner. ``DirectRunner`` is Beam's embedded one, in Python; the
-            runner that Beam has by this name since 2.64 would try to download another first.
+        runner: the name of a Beam runner. ``DirectRunner`` is Beam's embedded one, in Python; what
+            Beam runs under this name first tries another, Prism, which it would download.
         options: of Beam and the runner, ``--name=value``.
         progress: told how many shards are done.
 
