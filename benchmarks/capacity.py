@@ -30,6 +30,8 @@ from reporting import RESULTS, arguments, homedepot, judgements, report
 WORDS = "exact, words"
 KINDS = (WORDS, "exact", "partitioned", "scann")
 DOCUMENT = Path(__file__).parent.parent / "docs" / "capacity.md"
+MEASURED_CORES = 2
+QUERY_BYTES = 384 * 4 + 100  # a shard is sent the vector
 _MARKS = "<!-- {} of benchmarks/capacity.py -->"
 _QUERIES = 100
 
@@ -384,10 +386,6 @@ def plan(fits: dict[str, Fit], kind: str, items: int, given: Assumptions) -> Pla
         given.queries * shards * (given.answer_bytes + QUERY_BYTES) * 8 / 1e9,
         1 - 0.99**shards,
     )
-
-
-MEASURED_CORES = 2
-QUERY_BYTES = 384 * 4 + 100  # a shard is sent the vector
 
 
 # Showing
