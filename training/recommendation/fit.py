@@ -190,8 +190,8 @@ def fit_recommender(
         }
         if reviews is not None and written is not None:
             known = [
-                reviews.known(user, histories[user], place)
-                for user, place in zip(part.users, part.places, strict=True)
+                reviews.known(user, histories[user], place, target)
+                for user, place, target in zip(part.users, part.places, part.target, strict=True)
             ]
             reviewers += len(
                 {user for user, rows in zip(part.users, known, strict=True) if len(rows)}

@@ -45,16 +45,17 @@ class UserReviews:
         of_user = [np.array(rows[user], np.int64) for user in histories.users]
         return cls(reviews, of_user, histories.times())
 
-    def known(self, user: int, history: np.ndarray, place: int) -> np.ndarray:
+    def known(self, user: int, history: np.ndarray, place: int, target: int) -> np.ndarray:
         """Rows of the reviews that a user had written when `history[place]` came next.
 
-        None is about that item. Where review and event both have a time, the review's is the
+        None is about the target. Where review and event both have a time, the review's is the
         earlier one; else the review is about an item that was taken before.
 
         Args:
             user: number of the user.
             history: rows of the catalogue, int `[events]`, oldest first.
-            place: of the item that is to be found.
+            place: of the first item that is not known.
+            target: row of the item that is to be found, there or later.
         """
         rows = self.of_user[user]
         items = self.reviews.item_row[rows]
@@ -62,7 +63,7 @@ class UserReviews:
         if self.event_times is not None and self.reviews.timestamp is not None:
             time = self.reviews.timestamp[rows]
             before = np.where(np.isnat(time), before, time < self.event_times[user][place])
-        return rows[before & (items != history[place])]
+        return rows[before & (items != target)]
 
 
 class ReviewPart:

@@ -76,9 +76,12 @@ def test_known_is_what_was_written_before_of_other_items(shop):
     people, written = shop(lists, reviews)
     history = people.items(0)
     assert [rows.tolist() for rows in written.of_user] == [[0, 1, 2, 4], []]
-    assert written.known(0, history, 1).tolist() == [0]  # i2 is next
-    assert written.known(0, history, 2).tolist() == [0, 2]  # i3 is next
-    assert written.known(0, history, 3).tolist() == [0, 1]  # i2 again: its review is no hint
+    assert written.known(0, history, 1, history[1]).tolist() == [0]  # i2 is next
+    assert written.known(0, history, 2, history[2]).tolist() == [0, 2]  # i3 is next
+    assert written.known(0, history, 3, history[3]).tolist() == [
+        0,
+        1,
+    ]  # i2 again: its review is no hint
 
 
 def test_known_by_time(shop):
@@ -90,8 +93,9 @@ def test_known_by_time(shop):
     )
     people, written = shop(rows, reviews, "h.csv")
     history = people.items(0)
-    assert written.known(0, history, 1).tolist() == [0, 2, 3, 5]
-    assert written.known(0, history, 2).tolist() == [0, 1, 2, 4, 5, 6]
+    assert written.known(0, history, 1, history[1]).tolist() == [0, 2, 3, 5]
+    assert written.known(0, history, 2, history[2]).tolist() == [0, 1, 2, 4, 5, 6]
+    assert written.known(0, history, 1, 3).tolist() == [0, 2, 5]  # i3 is looked for, after i2
 
 
 def reviewed_world(shop, vectors, of: str, *, users: int = 60):
