@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +89,40 @@ def test_export_serves_recommendations(trained, towers, start_server):
     for item in set(scores[0]) & set(scores[1]) & set(scores[2]):  # one adds what the other takes
         assert scores[1][item] + scores[2][item] == pytest.approx(2 * scores[0][item], abs=1e-3)
     assert towers(*ask, "--review", "no rating").status == 0
+    reasons_of_recommendations(trained, towers, (*ask, *CATALOG, "--explain"))
+
+
+def reasons_of_recommendations(trained, towers, ask):
+    """`--explain` says of every served score what it is made of."""
+    run_folder = trained / "run"
+    written = ("--review", "a proper loaf tin", "--rating", 2, "--review", "fine", "--rating", 0)
+    for words, others in ((), {"popularity"}), (written, {"popularity", "reviews"}):
+        facts = towers(*ask, run_folder, *words).json
+        for item in facts["items"]:
+            why = item["why"]
+            assert why["score"] == pytest.approx(item["score"], abs=0.02)  # items in bfloat16
+            assert set(why["parts"]) == {"text", "co_occurrence", "words"} | others
+            assert [past["item_id"] for past in why["history"]] == ["KIT-0010"]
+    plain = towers(*ask, run_folder).json["items"]
+    asked = towers(*ask, run_folder, "--query", "loaf tin").json["items"]
+    for item in asked:
+        assert item["why"]["score"] == pytest.approx(item["score"])  # the query has what is left
+        assert item["why"]["parts"]["popularity"] == 0
+    text = towers(*(word for word in ask if word != "--json"), run_folder).out.splitlines()
+    assert len(text) == 2 * len(plain)
+    assert text[1].startswith("     Banneton, oval 25 cm +")
+    assert "popularity +" in text[1]
+    without = tuple(word for word in ask if word not in CATALOG)
+    assert "--explain needs --catalog" in towers(*without, run_folder).err
+    other = trained / "other"
+    shutil.copytree(run_folder, other)
+    learned = Recommender.load(other / "recommender")
+    dataclasses.replace(learned, weights=dataclasses.replace(learned.weights, popularity=9.0)).save(
+        other / "recommender"
+    )
+    answer = towers(*ask, other)
+    assert answer.status == 2
+    assert "is not the run that the server's model was exported from" in answer.err
 
 
 def test_wrong_reviews_are_named(towers):

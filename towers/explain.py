@@ -5,7 +5,8 @@ text's vector is the sum of one vector a token, so that the cosine is a sum over
 splits exactly: nothing is estimated. What a token stands for in its text it has from its
 neighbours, by attention: its share is that of the token as it is read there, and other than what
 its removal would change. The latter is the other method, which works for every pooling, and for a
-history with any scorer.
+history with any scorer. The score of a recommendation is a sum over past items and parts
+(`towers.Recommender`), and splits exactly as well.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from towers.attribute_reader import AttributeReader
 from towers.bert import sequence_output
 from towers.encoding import padded, token_sequences
 from towers.errors import InputError
+from towers.item_neighbours import word_neighbours
 from towers.item_text import text_of
+from towers.recommender import CatalogRecommender, newest, recency_matrix
 from towers.retriever import Retriever
 from towers.text_encoder import TextEncoder
 from towers.tokenizer import Tokenizer
+from towers.user_tower import history_attention
 
 Method = Literal["split", "leave-one-out"]
 ATTRIBUTES = "[attributes]"
@@ -254,3 +258,130 @@ def mean_shares(weights: np.ndarray, past: np.ndarray, item: np.ndarray) -> np.n
     """
     parts = np.asarray(weights, np.float64)[:, None] * past  # [events, d]
     return parts @ item / max(float(np.linalg.norm(parts.sum(axis=0))), 1e-12)
+
+
+HISTORY_PARTS = ("text", "co_occurrence", "words")
+"""The parts of a recommender's score that past items carry."""
+
+
+@dataclass(frozen=True)
+class RecommendationExplanation:
+    """Why an item has its score for a user; the shares and the other parts add up to it.
+
+    Attributes:
+        item_id: the item.
+        history: ids of the past items that were looked at, oldest first.
+        shares: float64 ``[events, 3]``: what each of them added, by `HISTORY_PARTS`.
+        popularity: what the item's popularity added; 0 where a query takes its place.
+        query: what the query added; None without one.
+        reviews: what the user's reviews added; None without any.
+    """
+
+    item_id: str
+    history: list[str]
+    shares: np.ndarray = field(repr=False)
+    popularity: float
+    query: float | None = None
+    reviews: float | None = None
+
+    @property
+    def score(self) -> float:
+        """The sum of all parts, which is the recommender's score."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, float]:
+        """What each part added: `HISTORY_PARTS`, and of the others those that are given."""
+        of_history = dict(zip(HISTORY_PARTS, self.shares.sum(axis=0).tolist(), strict=True))
+        others = {"popularity": self.popularity, "query": self.query, "reviews": self.reviews}
+        return of_history | {name: value for name, value in others.items() if value is not None}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for `json.dumps`."""
+        return {
+            "score": self.score,
+            "parts": self.parts(),
+            "history": [
+                {"item_id": item_id, "share": sum(row)} | dict(zip(HISTORY_PARTS, row, strict=True))
+                for item_id, row in zip(self.history, self.shares.tolist(), strict=True)
+            ],
+        }
+
+
+def explain_recommendations(
+    shop: CatalogRecommender,
+    item_texts: Sequence[str],
+    history: Sequence[str],
+    item_ids: Sequence[str],
+    *,
+    query_scores: np.ndarray | None = None,
+    review_vector: np.ndarray | None = None,
+) -> list[RecommendationExplanation]:
+    """Says which past items carried the scores of items, and by which of their parts.
+
+    Nothing is estimated: the text part is linear in the past items once the attention that weighs
+    them is given, the neighbours are a sum over them. What an item's removal would change is
+    another question, since all others then weigh more: `history_shares`.
+
+    Args:
+        shop: the recommender over a catalogue of `N` items.
+        item_texts: texts of the catalogue, `N`, the template filled in.
+        history: item ids, oldest first; unknown ones are passed over.
+        item_ids: items to explain.
+        query_scores: float32 ``[N]``, what `search` would score.
+        review_vector: float32 ``[d]``, of `towers.Recommender.review_vectors`.
+
+    Returns:
+        An explanation for each item.
+
+    Raises:
+        InputError: the catalogue lacks an item, or the texts are not as many as its items.
+    """
+    learned = shop.recommender
+    weights = learned.weights
+    row_of = {item_id: row for row, item_id in enumerate(shop.item_ids)}
+    if unknown := [item_id for item_id in item_ids if item_id not in row_of]:
+        raise InputError(f"the catalogue lacks the item {unknown[0]!r}")
+    if len(item_texts) != len(shop.item_ids):
+        raise InputError(f"{len(shop.item_ids)} items need as many texts, not {len(item_texts)}")
+    items = np.array([row_of[item_id] for item_id in item_ids], np.int64)
+    past = newest(shop.rows(history), learned.max_history)
+    wanted = shop.embeddings[items].astype(np.float64)  # [items, d]
+
+    shares = np.zeros((len(past), len(items), len(HISTORY_PARTS)))
+    if len(past):
+        shares[:, :, 0] = weights.text * _text_shares(shop, past) @ wanted.T
+        recency = recency_matrix([np.arange(len(past))], learned.decay, len(past)).toarray().T
+        near = shop.neighbours.matrix()[past][:, items].toarray()
+        words = np.zeros_like(near)
+        if weights.words:
+            words = word_neighbours(item_texts).matrix()[past][:, items].toarray()
+            words = np.minimum(weights.words * words, near)
+        shares[:, :, 1] = recency * (near - words)
+        shares[:, :, 2] = recency * words
+    asked = None if query_scores is None else weights.query * query_scores[items]
+    popularity = shop.prior[items] if asked is None else np.zeros(len(items))
+    written = None if review_vector is None else weights.reviews * (wanted @ review_vector)
+    return [
+        RecommendationExplanation(
+            item_id=item_id,
+            history=[shop.item_ids[row] for row in past.tolist()],
+            shares=shares[:, place],
+            popularity=float(popularity[place]),
+            query=None if asked is None else float(asked[place]),
+            reviews=None if written is None else float(written[place]),
+        )
+        for place, item_id in enumerate(item_ids)
+    ]
+
+
+def _text_shares(shop: CatalogRecommender, past: np.ndarray) -> np.ndarray:
+    """What past items add to the user's vector, float64 ``[events, d]``."""
+    weights = shop.recommender.user_tower.weights_by_name()
+    vectors = shop.embeddings[past]
+    # Two places at least: Keras warns of a softmax over one.
+    history = np.concatenate([vectors, np.zeros_like(vectors[:1])])[None]
+    known = np.arange(len(past) + 1)[None] < len(past)
+    attention = ops.convert_to_numpy(history_attention(weights, history, known))[0, :-1]
+    kernel = np.asarray(ops.convert_to_numpy(weights["kernel"]), np.float64)
+    moved = attention[:, None].astype(np.float64) * (vectors + vectors @ kernel)
+    return moved / max(float(np.linalg.norm(moved.sum(axis=0))), 1e-12)

@@ -152,6 +152,20 @@ def embed_users(weights: Mapping[str, Any], history: Tensor, known: Tensor) -> T
         float32 `[B, d]`, rows of length one; zeros where nothing is known.
     """
     history = ops.cast(history, "float32")
+    attention = history_attention(weights, history, known)  # [B, h]
+    pooled = ops.sum(attention[:, :, None] * history, axis=1)  # [B, d]
+    pooled = pooled + ops.matmul(pooled, weights["kernel"])
+    length = ops.sqrt(ops.sum(ops.square(pooled), axis=1, keepdims=True))
+    return pooled / ops.maximum(length, 1e-12)
+
+
+def history_attention(weights: Mapping[str, Any], history: Tensor, known: Tensor) -> Tensor:
+    """The weight of each item in the mean that `embed_users` takes, which has the same arguments.
+
+    Returns:
+        float32 `[B, h]`; 0 for what is not known, and 1 in all where anything is.
+    """
+    history = ops.cast(history, "float32")
     known = ops.cast(known, "bool")
     ages = item_ages(known)  # [B, h]
     newest = ops.cast(known & (ages == 0), "float32")  # [B, h], one place at most
@@ -160,11 +174,7 @@ def embed_users(weights: Mapping[str, Any], history: Tensor, known: Tensor) -> T
     logits = ops.sum(asked[:, None, :] * answers, axis=2)
     logits = logits - ops.cast(weights["rate"], "float32") * ops.cast(ages, "float32")
     attention = ops.softmax(ops.where(known, logits, _MASKED), axis=1)
-    attention = ops.where(known, attention, 0.0)  # [B, h]
-    pooled = ops.sum(attention[:, :, None] * history, axis=1)  # [B, d]
-    pooled = pooled + ops.matmul(pooled, weights["kernel"])
-    length = ops.sqrt(ops.sum(ops.square(pooled), axis=1, keepdims=True))
-    return pooled / ops.maximum(length, 1e-12)
+    return ops.where(known, attention, 0.0)
 
 
 def item_ages(known: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ _VERBS = {
     "serve": "Serve an export over gRPC and REST.",
     "query": "Ask a running server.",
     "recommend": "Ask a running server what goes on from a history.",
+    "profile": "Say what histories and reviews tell of a user.",
     "report": "Compare methods over numbers of shots, as a page.",
     "calibrate": "Turn scores into click probabilities.",
     "classify": "Sort texts into classes learned from a few examples.",

@@ -7,11 +7,10 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from towers.cli.item_vectors import item_vectors
 from towers.cli.output import say
 from towers.errors import InputError
 
@@ -75,6 +74,7 @@ def fit_and_save(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Fits a recommender and writes it into the run's folder; returns what was measured."""
+    from towers.cli.item_vectors import item_vectors
     from towers.encoding import fast_dtype
     from training.recommendation.fit import fit_recommender
     from training.recommendation.review_part import UserReviews
@@ -139,10 +139,15 @@ def evaluate_histories(
     Raises:
         InputError: the run has no recommender.
     """
+    import numpy as np
+
     from training.recommendation.evaluation import evaluate_recommendations
     from training.recommendation.splits import leave_last_out
 
-    shop, taken = recommender_over(model, products, precision)
+    shop = recommender_over(model, products, precision).shop
+    learned = shop.recommender
+    count_of = dict(zip(learned.item_ids, learned.counts.tolist(), strict=True))
+    taken = np.array([count_of.get(item_id, 0) for item_id in shop.item_ids], np.int64)
     cases = leave_last_out(histories)
     result = evaluate_recommendations(
         shop, cases, taken, trained_users=_trained_users(model), cutoffs=(_CUTOFF,)
@@ -150,16 +155,27 @@ def evaluate_histories(
     return result.as_dict() | {"precision": precision}
 
 
-def recommender_over(
-    model: Path, products: Catalog, precision: str
-) -> tuple[CatalogRecommender, Any]:
-    """A run's recommender over a catalogue, and how often each item was taken in training.
+class RunOverCatalog(NamedTuple):
+    """A run with histories, brought to a catalogue.
+
+    Attributes:
+        shop: its recommender.
+        retriever: its towers.
+        texts: of the items.
+    """
+
+    shop: CatalogRecommender
+    retriever: Retriever
+    texts: list[str]
+
+
+def recommender_over(model: Path, products: Catalog, precision: str) -> RunOverCatalog:
+    """A run's recommender over a catalogue.
 
     Raises:
         InputError: the run has no recommender.
     """
-    import numpy as np
-
+    from towers.cli.item_vectors import item_vectors
     from training.run_folder import RunFolder
     from training.train import render_items
 
@@ -170,10 +186,8 @@ def recommender_over(
     retriever = run.load_retriever()
     texts = render_items(retriever.template, products)
     vectors = item_vectors(model, retriever, texts, precision)
-    ids = products.item_ids.tolist()
-    count_of = dict(zip(recommender.item_ids, recommender.counts.tolist(), strict=True))
-    taken = np.array([count_of.get(item_id, 0) for item_id in ids], np.int64)
-    return recommender.over(ids, texts, vectors), taken
+    shop = recommender.over(products.item_ids.tolist(), texts, vectors)
+    return RunOverCatalog(shop, retriever, texts)
 
 
 def _trained_users(model: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +75,11 @@ def command(
     ]
     if explain is not None and products is not None and vector is not None:
         _explain(explain, text, vector, products, answer)
-    emit({"query": text, "model": name, "items": answer}, as_json, lambda: _table(answer))
+    emit({"query": text, "model": name, "items": answer}, as_json, lambda: _table(answer, _reasons))
 
 
-def _table(answer: list[dict[str, Any]]) -> str:
+def _table(answer: list[dict[str, Any]], reasons: Callable[[dict[str, Any]], str]) -> str:
+    """Items for people, each with the line that `reasons` makes of its `why`, if it has one."""
     if not answer:
         return "no items"
     width = max(len(item["item_id"]) for item in answer)
@@ -89,7 +90,7 @@ def _table(answer: list[dict[str, Any]]) -> str:
             f"{rank:>3}  {item['score']:.4f}  {item['item_id']:<{width}}  {title}".rstrip()
         )
         if why := item.get("why"):
-            lines.append(f"     {_reasons(why)}")
+            lines.append(f"     {reasons(why)}")
     return "\n".join(lines)
 
 

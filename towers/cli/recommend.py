@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from towers.cli.output import emit, json_option, say
 from towers.cli.query import _failed, _only_model, _products, _table
+from towers.errors import InputError
+
+if TYPE_CHECKING:
+    from training.catalog import Catalog
+
+# Of two sums of the same parts: the server's items may have been encoded in another precision.
+_SAME_SCORE = 0.1
+_ITEMS_SHOWN = 2
 
 
 @click.command("recommend", short_help="Ask a running server what goes on from a history.")
@@ -26,6 +36,13 @@ from towers.cli.query import _failed, _only_model, _products, _table
 @click.option("--model", help="Name of the model; the one under saved_models/ if there is one.")
 @click.option("--k", type=click.IntRange(1), help="Number of items; as exported if absent.")
 @click.option("--catalog", type=click.Path(), help="Catalogue to take titles from.")
+@click.option(
+    "--explain",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Run folder that was exported: say which past items carried each score, and by what. "
+    "Needs --catalog.",
+)
 @click.option("--timeout", type=float, default=10.0, show_default=True, help="Seconds.")
 @json_option
 def command(
@@ -38,6 +55,7 @@ def command(
     model: str | None,
     k: int | None,
     catalog: str | None,
+    explain: Path | None,
     timeout: float,
     as_json: bool,
 ) -> None:
@@ -54,6 +72,8 @@ def command(
         )
     if "" in reviews:
         raise click.UsageError("a --review is empty")
+    if explain is not None and catalog is None:
+        raise InputError("--explain needs --catalog, for the texts of the items")
     from serving.client import RetrievalClient, ServingError
 
     name = model or _only_model()
@@ -83,6 +103,10 @@ def command(
         | ({"title": titles.get(hit.item_id)} if catalog else {})
         for hit in answer.hits
     ]
+    if explain is not None and products is not None:
+        _explain(
+            explain, products, item_ids, items, query=query, reviews=reviews, ratings=ratings
+        )
     facts = {
         "history": list(item_ids),
         "query": query,
@@ -92,4 +116,71 @@ def command(
         "unknown": answer.unknown,
         "items": items,
     }
-    emit(facts, as_json, lambda: _table(items))
+    emit(facts, as_json, lambda: _table(items, lambda why: _reasons(why, titles)))
+
+
+def _explain(
+    folder: Path,
+    products: Catalog,
+    history: tuple[str, ...],
+    items: list[dict[str, Any]],
+    *,
+    query: str,
+    reviews: tuple[str, ...],
+    ratings: tuple[float, ...],
+) -> None:
+    """Adds `why` to each item that the catalogue has.
+
+    Args:
+        folder: of the run.
+        products: the catalogue.
+        history: ids, oldest first.
+        items: what the server answered, changed in place.
+        query: empty for none. What it added is what the other parts do not account for.
+        reviews: texts.
+        ratings: of the reviews, or none at all.
+
+    Raises:
+        InputError: the run was trained without histories, or its scores are not the server's.
+    """
+    import numpy as np
+
+    from towers.cli.histories import recommender_over
+    from towers.explain import explain_recommendations
+
+    shop, retriever, texts = recommender_over(folder, products, "auto")
+    written = None
+    if reviews:
+        vectors = retriever.encode_reviews(reviews)
+        written = shop.recommender.review_vectors([vectors], [ratings or [0.0] * len(reviews)])[0]
+    rows = products.row_of([item["item_id"] for item in items])
+    known = [item for item, row in zip(items, rows, strict=True) if row >= 0]
+    found = explain_recommendations(
+        shop,
+        texts,
+        history,
+        [item["item_id"] for item in known],
+        query_scores=np.zeros(len(products), np.float32) if query else None,
+        review_vector=written,
+    )
+    for item, explanation in zip(known, found, strict=True):
+        rest = item["score"] - explanation.score
+        if not query and abs(rest) > _SAME_SCORE:
+            raise InputError(
+                f"{folder} is not the run that the server's model was exported from, or "
+                f"{products.path} not its catalogue: {item['item_id']} scores {item['score']:.4f} "
+                f"there and {explanation.score:.4f} here"
+            )
+        if query:
+            explanation = dataclasses.replace(explanation, query=rest)
+        item["why"] = explanation.as_dict()
+
+
+def _reasons(why: dict[str, Any], titles: dict[str, str]) -> str:
+    """The past items that added most, and what each part added."""
+    largest = sorted(why["history"], key=lambda past: -past["share"])[:_ITEMS_SHOWN]
+    past = ", ".join(f"{titles[one['item_id']]} {one['share']:+.2f}" for one in largest)
+    parts = ", ".join(
+        f"{name.replace('_', '-')} {value:+.2f}" for name, value in why["parts"].items() if value
+    )
+    return f"{past or 'no history'}  ({parts})"

@@ -1,0 +1,14 @@
+"""What users' histories and reviews say of them, in counts and words. No TensorFlow in it."""
+
+from __future__ import annotations
+
+from training.profile.user_profile import (
+    NumberBand,
+    Quotation,
+    Term,
+    Trait,
+    UserProfile,
+    UserProfiles,
+)
+
+__all__ = ["NumberBand", "Quotation", "Term", "Trait", "UserProfile", "UserProfiles"]
