@@ -5,6 +5,7 @@ Runs the commands a user would type; `make demo` calls it.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -21,9 +22,7 @@ QUERIES = (
     "left handed scissors",
     "spatchula for non stick pan",
 )
-# The oldest first; no history of the shop is this one.
-HISTORY = ("KIT-0010", "KIT-0011", "KIT-0004")
-HISTORY_TITLES = "a banneton, a lame, a loaf tin"
+USER = "u011"  # has a dog, and wrote three reviews
 
 
 def towers(*arguments: object) -> list[str]:
@@ -40,6 +39,12 @@ def step(title: str, *arguments: object) -> None:
 def _quoted(argument: object) -> str:
     text = str(argument)
     return f'"{text}"' if " " in text else text
+
+
+def history(user: str) -> list[str]:
+    """What a user of the shop took, the oldest first."""
+    lines = (ROOT / SHOP / "histories.jsonl").read_text("utf-8").splitlines()
+    return next(row["items"] for row in map(json.loads, lines) if row["user_id"] == user)
 
 
 def main() -> None:
@@ -95,12 +100,18 @@ def main() -> None:
                 "Ask over gRPC",
                 *(*ask, "--server", f"localhost:{grpc_port}", "--catalog", SHOP / "catalog.csv"),
             )
-        step(
-            f"What may follow for one customer: {HISTORY_TITLES}",
-            *("recommend", *HISTORY, "--model", EXPORT.name, "--k", 5),
-            *("--server", f"localhost:{grpc_port}", "--catalog", SHOP / "catalog.csv"),
-        )
         step("Ask over REST", *ask, "--rest", "--server", f"localhost:{rest_port}", "--json")
+        step(
+            "One customer: what was taken and written",
+            *("profile", "--user", USER, "--catalog", SHOP / "catalog.csv"),
+            *("--histories", SHOP / "histories.jsonl", "--reviews", SHOP / "reviews.csv"),
+        )
+        step(
+            "What may follow for this customer, because of what, and by which part of the score",
+            *("recommend", *history(USER), "--model", EXPORT.name, "--k", 5),
+            *("--server", f"localhost:{grpc_port}", "--catalog", SHOP / "catalog.csv"),
+            *("--explain", RUN / "adapted"),
+        )
     finally:
         server.terminate()
         server.wait(timeout=60)

@@ -111,7 +111,9 @@ def reasons_of_recommendations(trained, towers, ask):
     text = towers(*(word for word in ask if word != "--json"), run_folder).out.splitlines()
     assert len(text) == 2 * len(plain)
     assert text[1].startswith("     Banneton, oval 25 cm +")
-    assert "popularity +" in text[1]
+    parts = plain[0]["why"]["parts"]
+    added = [f"{name.replace('_', '-')} {of:+.2f}" for name, of in parts.items() if of]
+    assert text[1].endswith(f"  ({', '.join(added)})")
     without = tuple(word for word in ask if word not in CATALOG)
     assert "--explain needs --catalog" in towers(*without, run_folder).err
     other = trained / "other"

@@ -19,6 +19,7 @@ from training.profile.quotation import quotation
 from training.profile.stems import FUNCTION_WORDS, words_with_stems
 from training.reviews import Reviews
 
+SHOP = Path(__file__).parents[3] / "examples" / "shop"
 CATALOG = """item_id,title,brand,category,price,size
 a,Red mug,Harrow,Mugs,2,small
 b,Blue mugs,Harrow,Mugs,4,large
@@ -244,6 +245,16 @@ def test_a_quotation_is_the_sentence_cut_at_spaces():
     assert set(found.split()) <= {*text.split(), "…"}  # no word is cut
     assert quotation(text, "w0", longest=10).startswith("w0 ")
     assert quotation("x" * 300 + " end", "absent", longest=20).endswith(" …")
+
+
+def test_little_stands_out_in_histories_drawn_at_random():
+    catalog = Catalog.read(SHOP / "catalog.csv")
+    profiles = UserProfiles(catalog)
+    random = np.random.default_rng(0)
+    drawn = [random.choice(catalog.item_ids, 6, replace=False) for _ in range(300)]
+    found = [profiles.of_items(ids).traits for ids in drawn]
+    for name in ("category", "brand", "title words"):
+        assert np.mean([any(one.stands_out for one in traits[name]) for traits in found]) < 0.05
 
 
 def test_no_tensorflow_is_imported():
