@@ -73,7 +73,7 @@ def command(
     needed: docs/profile.md.
     """
     from training.catalog import Catalog
-    from training.profile import UserProfiles
+    from training.profile import USUAL_NUMBERS, USUAL_TRAITS, UserProfiles
     from training.reviews import Reviews
 
     if item_ids and users:
@@ -89,8 +89,10 @@ def command(
             say(f"reviews of items that the catalogue lacks: {written.unknown_items.rows:,}")
         if unsigned := sum(user is None for user in written.users):
             say(f"reviews without a user: {unsigned:,}")
-    for name in {"category", "brand", "price"} - set(products.table.column_names):
-        say(f"the catalogue has no column {name}")
+    usual = ([] if categorical else [*USUAL_TRAITS]) + ([] if numeric else [*USUAL_NUMBERS])
+    for name in usual:
+        if name not in products.table.column_names:
+            say(f"the catalogue has no column {name}")
     profiles = UserProfiles(
         products,
         taken,
@@ -139,6 +141,8 @@ def _write(profiles: Iterable[UserProfile], output: Path) -> int:
 
 def profile_text(profile: UserProfile) -> str:
     """A profile for people."""
+    from training.profile import TITLE_WORDS
+
     lines = ["These items" if profile.user is None else f"User {profile.user}"]
     if profile.unknown_items:
         lines.append(f"  {profile.unknown_items} items are not in the catalogue")
@@ -148,8 +152,8 @@ def profile_text(profile: UserProfile) -> str:
     if profile.newest:
         lines.append(f"  {'newest':<12}{'; '.join(profile.newest)}")
     for name, traits in profile.traits.items():
-        of_title = name == "title words"
-        shown = [one for one in traits if one.stands_out or not of_title][:_TRAITS_SHOWN]
+        # Of single words most are chance.
+        shown = [one for one in traits if one.stands_out or name != TITLE_WORDS][:_TRAITS_SHOWN]
         lines += _block(name, [_trait(one) for one in shown])
     for name, band in profile.numbers.items():
         lines += _block(name, [_band(band)])

@@ -15,8 +15,8 @@ from towers.errors import InputError
 if TYPE_CHECKING:
     from training.catalog import Catalog
 
-# Of two sums of the same parts: the server's items may have been encoded in another precision.
-_SAME_SCORE = 0.1
+# Share by which two sums of the same parts may differ: items may be encoded in another precision.
+_SAME_SCORE = 0.05
 _ITEMS_SHOWN = 2
 
 
@@ -104,9 +104,7 @@ def command(
         for hit in answer.hits
     ]
     if explain is not None and products is not None:
-        _explain(
-            explain, products, item_ids, items, query=query, reviews=reviews, ratings=ratings
-        )
+        _explain(explain, products, item_ids, items, query=query, reviews=reviews, ratings=ratings)
     facts = {
         "history": list(item_ids),
         "query": query,
@@ -165,7 +163,7 @@ def _explain(
     )
     for item, explanation in zip(known, found, strict=True):
         rest = item["score"] - explanation.score
-        if not query and abs(rest) > _SAME_SCORE:
+        if not query and abs(rest) > _SAME_SCORE * max(1.0, abs(item["score"])):
             raise InputError(
                 f"{folder} is not the run that the server's model was exported from, or "
                 f"{products.path} not its catalogue: {item['item_id']} scores {item['score']:.4f} "

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from training.profile.user_profile import (
+    TITLE_WORDS,
+    USUAL_NUMBERS,
+    USUAL_TRAITS,
     NumberBand,
     Quotation,
     Term,
@@ -11,4 +14,14 @@ from training.profile.user_profile import (
     UserProfiles,
 )
 
-__all__ = ["NumberBand", "Quotation", "Term", "Trait", "UserProfile", "UserProfiles"]
+__all__ = [
+    "TITLE_WORDS",
+    "USUAL_NUMBERS",
+    "USUAL_TRAITS",
+    "NumberBand",
+    "Quotation",
+    "Term",
+    "Trait",
+    "UserProfile",
+    "UserProfiles",
+]

@@ -24,8 +24,10 @@ Background = Literal["catalog", "users"]
 TITLE_WORDS = "title words"
 """The trait that is made of the words of titles."""
 
-_USUAL_TRAITS = ("category", "brand")
-_USUAL_NUMBERS = ("price",)
+USUAL_TRAITS = ("category", "brand")
+USUAL_NUMBERS = ("price",)
+"""Columns that are looked at unless others are named."""
+
 _PRIOR_REVIEWS = 10  # average reviews that the prior of the words weighs as much as
 _NEWEST = 5
 _NEUTRAL, _HALF_RANGE = 3.0, 2.0  # of ratings from 1 to 5
@@ -199,9 +201,9 @@ class UserProfiles:
         self.top = top
         there = catalog.table.column_names
         if categorical is None:
-            categorical = [name for name in _USUAL_TRAITS if name in there]
+            categorical = [name for name in USUAL_TRAITS if name in there]
         if numeric is None:
-            numeric = [name for name in _USUAL_NUMBERS if name in there]
+            numeric = [name for name in USUAL_NUMBERS if name in there]
         self._titles = [title or "" for title in catalog.column("title")]
         self._numbers = {name: _numbers(catalog.column(name)) for name in numeric}
         self._traits = {name: _Values.of_column(catalog.column(name)) for name in categorical}
