@@ -112,7 +112,9 @@ def reasons_of_recommendations(trained, towers, ask):
     assert len(text) == 2 * len(plain)
     assert text[1].startswith("     Banneton, oval 25 cm +")
     parts = plain[0]["why"]["parts"]
-    added = [f"{name.replace('_', '-')} {of:+.2f}" for name, of in parts.items() if of]
+    added = [
+        f"{name.replace('_', '-')} {of:+.2f}" for name, of in parts.items() if abs(of) >= 0.005
+    ]
     assert text[1].endswith(f"  ({', '.join(added)})")
     without = tuple(word for word in ask if word not in CATALOG)
     assert "--explain needs --catalog" in towers(*without, run_folder).err

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Share by which two sums of the same parts may differ: items may be encoded in another precision.
 _SAME_SCORE = 0.05
 _ITEMS_SHOWN = 2
+_SHOWN = 0.005  # what two decimals show
 
 
 @click.command("recommend", short_help="Ask a running server what goes on from a history.")
@@ -177,8 +178,10 @@ def _explain(
 def _reasons(why: dict[str, Any], titles: dict[str, str]) -> str:
     """The past items that added most, and what each part added."""
     largest = sorted(why["history"], key=lambda past: -past["share"])[:_ITEMS_SHOWN]
-    past = ", ".join(f"{titles[one['item_id']]} {one['share']:+.2f}" for one in largest)
+    past = "; ".join(f"{titles[one['item_id']]} {one['share']:+.2f}" for one in largest)
     parts = ", ".join(
-        f"{name.replace('_', '-')} {value:+.2f}" for name, value in why["parts"].items() if value
+        f"{name.replace('_', '-')} {value:+.2f}"
+        for name, value in why["parts"].items()
+        if abs(value) >= _SHOWN
     )
     return f"{past or 'no history'}  ({parts})"
