@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -114,43 +114,49 @@ def choose_index(
         return ChosenIndex(exact, 1.0, 0, reason)
     if not len(queries):
         raise InputError("the recall of an approximate index cannot be measured without queries")
+    wanted, limit = top_scores(exact, queries), _milliseconds(exact, queries)
+    del exact  # an index is as large as the items, with ScaNN twice: one is held at a time
 
-    wanted = top_scores(exact, queries)
-    best: _Tuned | None = None
-    for index in _unbuilt(kind, k, len(embeddings), parameters or {}):
-        index.index(embeddings, item_ids)
+    def tuned(index: ItemIndex, known: Mapping[str, int]) -> _Tuned:
         settings = _settings(index)
-        if parameters:
+        if known:
             settings.insert(0, {name: index.parameters[name] for name in settings[0]})
         found = _tune(index, queries, wanted, target_recall, settings)
-        tuned = _Tuned(index, found, _milliseconds(index, queries))
-        if best is None:
-            best = tuned
-        elif tuned.better_than(best, target_recall):
-            _release(best.index)
-            best = tuned
-        else:
-            _release(index)
+        return _Tuned(index.parameters, found, _milliseconds(index, queries))
+
+    best: _Tuned | None = None
+    built: ItemIndex | None = None
+    for index in _unbuilt(kind, k, len(embeddings), parameters or {}):
+        _release(built)
+        built = index.index(embeddings, item_ids)
+        found = tuned(built, parameters or {})
+        if best is None or found.better_than(best, target_recall):
+            best = found
     assert best is not None
-    limit = _milliseconds(exact, queries)
-    chosen = ChosenIndex(
-        best.index, best.recall, len(queries), "as asked", best.milliseconds, limit
-    )
-    if kind != "auto":
-        return chosen
-    if best.recall < target_recall:
-        reason = f"ScaNN found {best.recall:.3f} of the exact top {k} at most"
-    elif best.milliseconds >= _AS_FAST * limit:
-        reason = f"exact search is as fast: {limit:.2g} ms, ScaNN {best.milliseconds:.2g} ms"
-    else:
-        return replace(chosen, reason=f"recall {target_recall} reached")
-    _release(best.index)
-    return ChosenIndex(exact, 1.0, 0, reason, limit, limit)
+    if kind == "auto":
+        reason = ""
+        if best.recall < target_recall:
+            reason = f"ScaNN found {best.recall:.3f} of the exact top {k} at most"
+        elif best.milliseconds >= _AS_FAST * limit:
+            reason = f"exact search is as fast: {limit:.2g} ms, ScaNN {best.milliseconds:.2g} ms"
+        if reason:
+            _release(built)
+            exact = ExactIndex(k)
+            exact.index(embeddings, item_ids)
+            return ChosenIndex(exact, 1.0, 0, reason, limit, limit)
+    assert built is not None
+    if built.parameters != best.parameters:  # the best was not the last
+        _release(built)
+        built = next(_unbuilt(kind, k, len(embeddings), best.parameters))
+        built.index(embeddings, item_ids)
+        best = tuned(built, best.parameters)
+    reason = "as asked" if kind != "auto" else f"recall {target_recall} reached"
+    return ChosenIndex(built, best.recall, len(queries), reason, best.milliseconds, limit)
 
 
 @dataclass(frozen=True)
 class _Tuned:
-    index: ItemIndex
+    parameters: dict[str, int]
     recall: float
     milliseconds: float
 
@@ -243,6 +249,6 @@ def _milliseconds(index: ItemIndex, queries: np.ndarray) -> float:
     return 1000 * float(np.median(seconds[_WARMING_QUERIES:]))
 
 
-def _release(index: ItemIndex) -> None:
+def _release(index: ItemIndex | None) -> None:
     if isinstance(index, ScannIndex):
         index.release()
