@@ -10,11 +10,12 @@ import grpc
 import numpy as np
 
 from serving.client_error import ServingError
+from serving.client_filters import Filters, filter_inputs
 from serving.client_grpc import GrpcTransport
 from serving.client_rest import RestTransport
 from towers.errors import InputError
 
-__all__ = ["Hit", "RetrievalClient", "ServingError", "VersionStatus"]
+__all__ = ["FilteredHit", "Hit", "RetrievalClient", "ServingError", "VersionStatus"]
 
 Inputs = list[str] | list[list[str]] | np.ndarray
 
@@ -32,6 +33,20 @@ class Hit(NamedTuple):
 
     item_id: str
     score: float
+
+
+class FilteredHit(NamedTuple):
+    """An item that was found among those that were allowed.
+
+    Attributes:
+      item_id: See `Hit`.
+      score: See `Hit`.
+      columns: Column to its value; an empty text or 0 where the item has none.
+    """
+
+    item_id: str
+    score: float
+    columns: dict[str, str | float]
 
 
 class Recommended(NamedTuple):
@@ -98,21 +113,7 @@ class RetrievalClient:
           InputError: There is no such transport, the address is not one for it, the timeout is out
             of its range, the token is no header's value, or credentials are given for REST.
         """
-        if transport not in _TRANSPORTS:
-            raise InputError(f"transport is {transport!r}; it has to be 'grpc' or 'rest'.")
-        if not 0 < timeout <= _MAX_TIMEOUT:
-            raise InputError(
-                f"the timeout is {timeout} s; it has to be above 0 and at most {_MAX_TIMEOUT:,} s."
-            )
-        if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
-            raise InputError("the token is not one line of ASCII characters.")
-        self._transport: GrpcTransport | RestTransport
-        if transport == "grpc":
-            self._transport = GrpcTransport(address, model, timeout, token, credentials)
-        elif credentials is not None:
-            raise InputError("credentials are for gRPC; for REST over TLS give an https URL.")
-        else:
-            self._transport = RestTransport(address, model, timeout, token)
+        self._transport = make_transport(address, model, transport, timeout, token, credentials)
 
     def search(self, texts: Sequence[str], k: int | None = None) -> list[list[Hit]]:
         """Finds the items that fit each query text.
@@ -129,6 +130,38 @@ class RetrievalClient:
           ServingError: The server cannot be reached or refuses.
         """
         return self._hits("search", "query", texts, k)
+
+    def search_filtered(
+        self,
+        texts: Sequence[str],
+        filters: Filters | None = None,
+        exclude: Sequence[str] = (),
+        k: int | None = None,
+    ) -> list[list[FilteredHit]]:
+        """Finds, of the items that are allowed, those that fit each query text.
+
+        Args:
+          texts: The queries.
+          filters: Column to the texts that are allowed, or to a least and a most number (None for
+            no limit): `{"category": ["Kitchen"], "price": (None, 25)}`. A column that is not named
+            allows everything.
+          exclude: Ids of items that are not wanted.
+          k: See `search`.
+
+        Returns:
+          The hits of each query, best first.
+
+        Raises:
+          InputError: There is no such column, or its values are of the other kind.
+          ServingError: The server cannot be reached or refuses, or the model was exported without
+            columns.
+        """
+        queries = as_list(texts)
+        check_k(k)
+        signature = filtered_signature(self._transport.signatures(), "search_filtered")
+        inputs = filter_inputs(signature, filters or {}, as_list(exclude), len(queries))
+        outputs = self._transport.predict("search_filtered", {"query": queries} | inputs)
+        return filtered_top(outputs, k)
 
     def similar(self, item_ids: Sequence[str], k: int | None = None) -> list[list[Hit]]:
         """Finds the items that are like each given item; see `search`."""
@@ -162,13 +195,12 @@ class RetrievalClient:
           ServingError: The server cannot be reached or refuses, or the model was exported without
             what it takes to recommend.
         """
-        if k is not None and k < 1:
-            raise InputError(f"k is {k}; it has to be at least 1.")
+        check_k(k)
         inputs = _users(histories, queries, reviews, ratings)
         outputs = self._transport.predict(_signature("recommend", inputs), inputs)
         return [
             Recommended(hits, int(unknown))
-            for hits, unknown in zip(_top(outputs, k), outputs["unknown"].tolist(), strict=True)
+            for hits, unknown in zip(top(outputs, k), outputs["unknown"].tolist(), strict=True)
         ]
 
     def score(
@@ -203,7 +235,7 @@ class RetrievalClient:
         Raises:
           ServingError: The server cannot be reached or refuses.
         """
-        outputs = self._transport.predict("encode_query", {"query": _list(texts)})
+        outputs = self._transport.predict("encode_query", {"query": as_list(texts)})
         (embedding,) = outputs.values()
         rows = embedding.astype(np.float32, copy=False)
         # JSON has no shape: an empty list does not tell how wide its rows would have been.
@@ -237,12 +269,69 @@ class RetrievalClient:
     def _hits(
         self, signature: str, name: str, values: Sequence[str], k: int | None
     ) -> list[list[Hit]]:
-        if k is not None and k < 1:
-            raise InputError(f"k is {k}; it has to be at least 1.")
-        return _top(self._transport.predict(signature, {name: _list(values)}), k)
+        check_k(k)
+        return top(self._transport.predict(signature, {name: as_list(values)}), k)
 
 
-def _top(outputs: dict[str, np.ndarray], k: int | None) -> list[list[Hit]]:
+def make_transport(
+    address: str,
+    model: str,
+    transport: str,
+    timeout: float,
+    token: str | None,
+    credentials: grpc.ChannelCredentials | None,
+) -> GrpcTransport | RestTransport:
+    """A transport to one model of one server; for arguments and errors see `RetrievalClient`."""
+    if transport not in _TRANSPORTS:
+        raise InputError(f"transport is {transport!r}; it has to be 'grpc' or 'rest'.")
+    if not 0 < timeout <= _MAX_TIMEOUT:
+        raise InputError(
+            f"the timeout is {timeout} s; it has to be above 0 and at most {_MAX_TIMEOUT:,} s."
+        )
+    if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
+        raise InputError("the token is not one line of ASCII characters.")
+    if transport == "grpc":
+        return GrpcTransport(address, model, timeout, token, credentials)
+    if credentials is not None:
+        raise InputError("credentials are for gRPC; for REST over TLS give an https URL.")
+    return RestTransport(address, model, timeout, token)
+
+
+def check_k(k: int | None) -> None:
+    """Raises InputError unless `k` can be a number of hits."""
+    if k is not None and k < 1:
+        raise InputError(f"k is {k}; it has to be at least 1.")
+
+
+def filtered_signature(signatures: dict[str, dict[str, str]], name: str) -> dict[str, str]:
+    """The inputs of a signature that filters.
+
+    Raises:
+      ServingError: The model has none.
+    """
+    if name not in signatures:
+        raise ServingError(
+            "FAILED_PRECONDITION", "the model was exported without columns to filter by"
+        )
+    return signatures[name]
+
+
+def filtered_top(outputs: dict[str, np.ndarray], k: int | None) -> list[list[FilteredHit]]:
+    """The hits in an answer of `search_filtered`, k at most; every other output is a column."""
+    columns = {
+        name: rows.tolist() for name, rows in outputs.items() if name not in ("item_ids", "scores")
+    }
+    return [
+        [
+            FilteredHit(*hit, {name: of_column[row][place] for name, of_column in columns.items()})
+            for place, hit in enumerate(hits)
+        ]
+        for row, hits in enumerate(top(outputs, k))
+    ]
+
+
+def top(outputs: dict[str, np.ndarray], k: int | None) -> list[list[Hit]]:
+    """The hits in an answer of `search`, k at most for each query."""
     return [
         # Rows have a fixed width; where there were too few candidates, the ids are empty.
         [Hit(item_id, score) for item_id, score in zip(ids, scores, strict=True) if item_id][:k]
@@ -259,7 +348,7 @@ def _users(
     ratings: Sequence[Sequence[float | None]] | None,
 ) -> dict[str, Inputs]:
     """The inputs that say who asks, and what."""
-    asked = [""] * len(histories) if queries is None else _list(queries)
+    asked = [""] * len(histories) if queries is None else as_list(queries)
     if len(asked) != len(histories):
         raise InputError(f"{len(histories)} histories need as many queries, not {len(asked)}.")
     users: dict[str, Inputs] = {"history": _padded(histories), "query": asked}
@@ -293,12 +382,12 @@ def _signature(name: str, inputs: dict[str, Inputs]) -> str:
 
 def _padded(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Lists of one width, at least 1, the shorter ones filled up with empty strings."""
-    lists = [_list(row) for row in rows]
+    lists = [as_list(row) for row in rows]
     width = max([1, *map(len, lists)])
     return [row + [""] * (width - len(row)) for row in lists]
 
 
-def _list(values: Sequence[str]) -> list[str]:
+def as_list(values: Sequence[str]) -> list[str]:
     if isinstance(values, str):
         raise TypeError(f"expected a list of strings, got one string; pass [{values!r}]")
     return list(values)

@@ -58,6 +58,30 @@ _MESSAGES: dict[str, list[tuple[str, int, int | str, bool]]] = {
     ],
     "GetModelStatusRequest": [("model_spec", 1, "ModelSpec", False)],
     "GetModelStatusResponse": [("model_version_status", 1, "ModelVersionStatus", True)],
+    "GetModelMetadataRequest": [
+        ("model_spec", 1, "ModelSpec", False),
+        ("metadata_field", 2, _Field.TYPE_STRING, True),
+    ],
+    "Any": [
+        ("type_url", 1, _Field.TYPE_STRING, False),
+        ("value", 2, _Field.TYPE_BYTES, False),
+    ],
+    "NamedAny": [("key", 1, _Field.TYPE_STRING, False), ("value", 2, "Any", False)],
+    "GetModelMetadataResponse": [
+        ("model_spec", 1, "ModelSpec", False),
+        ("metadata", 2, "NamedAny", True),
+    ],
+    "TensorInfo": [("dtype", 2, _Field.TYPE_INT32, False)],
+    "NamedTensorInfo": [
+        ("key", 1, _Field.TYPE_STRING, False),
+        ("value", 2, "TensorInfo", False),
+    ],
+    "SignatureDef": [("inputs", 1, "NamedTensorInfo", True)],
+    "NamedSignatureDef": [
+        ("key", 1, _Field.TYPE_STRING, False),
+        ("value", 2, "SignatureDef", False),
+    ],
+    "SignatureDefMap": [("signature_def", 1, "NamedSignatureDef", True)],
 }
 
 
@@ -90,4 +114,7 @@ PredictRequest = _classes["PredictRequest"]
 PredictResponse = _classes["PredictResponse"]
 GetModelStatusRequest = _classes["GetModelStatusRequest"]
 GetModelStatusResponse = _classes["GetModelStatusResponse"]
+GetModelMetadataRequest = _classes["GetModelMetadataRequest"]
+GetModelMetadataResponse = _classes["GetModelMetadataResponse"]
+SignatureDefMap = _classes["SignatureDefMap"]
 TensorProto = _classes["TensorProto"]

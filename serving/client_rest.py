@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +12,7 @@ import urllib3
 
 from serving.client_address import rest_url
 from serving.client_error import ServingError
+from serving.client_grpc import Input
 
 _CODES = {
     400: "INVALID_ARGUMENT",
@@ -39,41 +40,59 @@ class RestTransport:
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._url = f"{rest_url(address)}/v1/models/{quote(model, safe='')}"
-        self._pool = urllib3.PoolManager(
-            maxsize=_MAX_IDLE_CONNECTIONS, timeout=urllib3.Timeout(total=timeout), retries=False
-        )
+        self._timeout = timeout
+        self._pool = urllib3.PoolManager(maxsize=_MAX_IDLE_CONNECTIONS, retries=False)
 
     def predict(
         self,
         signature: str,
-        inputs: Mapping[str, Sequence[str] | Sequence[Sequence[str]] | np.ndarray],
+        inputs: Mapping[str, Input],
+        *,
+        timeout: float | None = None,
+        version: int | None = None,
     ) -> dict[str, np.ndarray]:
-        """Runs a signature on inputs of strings, vectors or rows of one width, or of floats."""
+        """Runs a signature; see `GrpcTransport.predict`."""
         # Columns, because a request in rows cannot be empty.
         columns = {
             name: values.tolist() if isinstance(values, np.ndarray) else list(values)
             for name, values in inputs.items()
         }
         body = {"signature_name": signature, "inputs": columns}
-        outputs = self._call("POST", ":predict", body)["outputs"]
+        outputs = self._call("POST", f"{_of(version)}:predict", body, timeout)["outputs"]
         named = outputs if isinstance(outputs, dict) else {"": outputs}
         return {name: np.array(value, object) for name, value in named.items()}
 
-    def status(self) -> list[tuple[int, str, str]]:
+    def status(self, *, timeout: float | None = None) -> list[tuple[int, str, str]]:
         """Returns version, state and error of each version the server has seen."""
         return [
             (int(entry["version"]), entry["state"], entry["status"]["error_message"])
-            for entry in self._call("GET", "", None)["model_version_status"]
+            for entry in self._call("GET", "", None, timeout)["model_version_status"]
         ]
+
+    def signatures(
+        self, *, timeout: float | None = None, version: int | None = None
+    ) -> dict[str, dict[str, str]]:
+        """Returns, of each signature, the name and the DataType of each input."""
+        answer = self._call("GET", f"{_of(version)}/metadata", None, timeout)
+        signatures = answer["metadata"]["signature_def"]["signature_def"]
+        return {
+            signature: {name: info["dtype"] for name, info in facts["inputs"].items()}
+            for signature, facts in signatures.items()
+        }
 
     def close(self) -> None:
         """Closes the connections."""
         self._pool.clear()
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    def _call(
+        self, method: str, path: str, body: dict[str, Any] | None, timeout: float | None
+    ) -> Any:
         raw = None if body is None else json.dumps(body).encode()
+        seconds = urllib3.Timeout(total=self._timeout if timeout is None else timeout)
         try:
-            response = self._pool.request(method, self._url + path, body=raw, headers=self._headers)
+            response = self._pool.request(
+                method, self._url + path, body=raw, headers=self._headers, timeout=seconds
+            )
         except urllib3.exceptions.ReadTimeoutError as error:
             raise ServingError("DEADLINE_EXCEEDED", str(error)) from error
         except urllib3.exceptions.HTTPError as error:
@@ -87,3 +106,7 @@ class RestTransport:
         if response.status != 200:
             raise ServingError(code, answer["error"])
         return answer
+
+
+def _of(version: int | None) -> str:
+    return "" if version is None else f"/versions/{version}"

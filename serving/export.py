@@ -11,14 +11,23 @@ import numpy as np
 import tensorflow as tf
 
 from serving.exported_module import ExportedModule
+from serving.exported_shard import ExportedShard
 from serving.graph_ops import foreign_ops, server_for
-from serving.index.auto import IndexKind, check_choice, choose_index, may_be_approximate
+from serving.index.auto import (
+    ChosenIndex,
+    IndexKind,
+    check_choice,
+    choose_index,
+    may_be_approximate,
+)
+from serving.index.empty import EmptyIndex
 from serving.index.exact import ExactIndex
-from serving.index.item_index import checked_item_ids
+from serving.index.item_index import ItemIndex, checked_item_ids
 from serving.index.scann import ScannIndex
 from serving.item_columns import ItemColumns
 from serving.lexical import HybridSearch, LexicalIndex
 from serving.manifest import Manifest
+from serving.shards import Shard, check_no_shards
 from serving.stored_items import Column, StoredItems
 from serving.versions import check_model_folder, new_version
 from serving.warmup import write_warmup
@@ -36,6 +45,98 @@ _RECALL_QUERIES = 512
 _OPENING_WORDS = 4
 _WARMUP_TEXTS = 32
 _NAMES = {"scann": "a ScaNN", "partitioned": "a partitioned"}
+
+
+@dataclass(frozen=True)
+class BuiltVersion:
+    """A version that is built and not yet written.
+
+    Attributes:
+        module: its graph.
+        manifest: its manifest, as far as it can be known before the graph is written.
+        items: its items, with their embeddings.
+        retriever: the towers, in float32.
+        index: the index in the graph.
+        columns: the items' columns; None without.
+        users: the recommender over the items; None without.
+    """
+
+    module: ExportedModule
+    manifest: Manifest
+    items: StoredItems
+    retriever: Retriever
+    index: ItemIndex
+    columns: ItemColumns | None = None
+    users: CatalogRecommender | None = None
+
+    def write(self, folder: Path, model_name: str, *, stock_server: bool = False) -> Manifest:
+        """Writes the version into an empty folder, and lets go of what its index holds.
+
+        Args:
+            folder: the draft of `new_version`.
+            model_name: what the model is called, for the warm-up requests.
+            stock_server: see `export_retriever`.
+
+        Returns:
+            The manifest, complete.
+
+        Raises:
+            InputError: an unmodified TensorFlow Serving was asked for, and could not load it.
+        """
+        signatures = self.module.signatures
+        tf.saved_model.save(self.module, str(folder), signatures=signatures)
+        foreign = foreign_ops(folder)
+        if stock_server and foreign:
+            raise InputError(
+                f"a stock TensorFlow Serving lacks the ops {', '.join(sorted(foreign))} of this "
+                "export: choose the exact or partitioned index"
+            )
+        manifest = replace(self.manifest, server=server_for(foreign), foreign_ops=sorted(foreign))
+        write_warmup(folder, model_name, self._warmup(set(signatures)))
+        self.items.write(folder, self.retriever)
+        manifest.write(folder)
+        if isinstance(self.index, ScannIndex):
+            self.index.release()
+        return manifest
+
+    def _warmup(self, signatures: set[str]) -> dict[str, dict[str, Any]]:
+        """The values of a few requests for each signature."""
+        texts = self.items.texts[:_WARMUP_TEXTS] or [""]
+        item_ids = self.items.ids[:_WARMUP_TEXTS] or [""]
+        openings = [_opening(text) for text in texts]
+        columns = self.columns.inputs if self.columns else {}
+        kinds = {"exclude": tf.string} | {name: spec.dtype for name, spec in columns.items()}
+        filters = {name: tf.zeros([len(texts), 0], dtype) for name, dtype in kinds.items()}
+        vectors = {"embedding": tf.zeros([len(texts), self.retriever.embedding_dim])}
+        shared = {"query": openings} | vectors
+        if self.manifest.lexical_weight:
+            shared["best"] = tf.ones([len(texts)])
+        histories = [[item_id] for item_id in item_ids]
+        # Every second one asks as well, so that both ways are warm.
+        asked = [text if place % 2 else "" for place, text in enumerate(openings)]
+        people = {"history": histories, "query": asked}
+        chosen = people | {"item_ids": histories}
+        ratings = np.full((len(texts), 1), 5.0, np.float32)
+        reviews = {"reviews": [[text] for text in openings], "ratings": ratings}
+        inputs: dict[str, dict[str, Any]] = {
+            "serving_default": {"query": openings},
+            "search": {"query": openings},
+            "encode_query": {"query": openings},
+            "encode_item": {"text": texts},
+            "similar": {"item_id": item_ids},
+            "search_filtered": {"query": openings} | filters,
+            "recommend": people,
+            "score": chosen,
+            "recommend_reviews": people | reviews,
+            "score_reviews": chosen | reviews,
+            "shard_encode": {"query": openings},
+            "shard_best": {"query": openings},
+            "shard_search": shared,
+            "shard_search_filtered": shared | filters,
+            "shard_item": {"item_id": item_ids},
+            "shard_similar": {"item_id": item_ids} | vectors,
+        }
+        return {name: values for name, values in inputs.items() if name in signatures}
 
 
 @dataclass(frozen=True)
@@ -118,57 +219,128 @@ def export_retriever(
     output = Path(output).resolve()
     # All that can be wrong with the input is found before the long work starts.
     check_model_folder(output)
-    check_choice(index, k)
-    if not 0 <= lexical_weight <= 1:
-        raise InputError(f"the lexical weight must be from 0 to 1, not {lexical_weight}")
-    if lexical_weight:
-        if index in _NAMES:
-            raise InputError(
-                f"{_NAMES[index]} index cannot be combined with a lexical score: choose the exact "
-                "index, or a lexical weight of 0"
-            )
-        index = "exact"
-    _check_items(retriever, item_ids, item_texts, item_embeddings)
+    check_no_shards(output)
+    index = checked_index(index, k, lexical_weight)
+    check_items(retriever, item_ids, item_texts, item_embeddings)
     if recommender is not None:
         _check_fits(recommender, retriever)
     retriever = retriever.as_float32()
 
-    item_columns = ItemColumns(columns, len(item_ids)) if columns else None
+    if columns:
+        ItemColumns(columns, len(item_ids))  # which refuses what cannot be
     if item_embeddings is None:
         item_embeddings = retriever.encode_items(
             item_texts, progress=lambda done, total: report("encode items", done, total)
         )
-    report("build index", 0, 1)
-    texts, source = recall_queries(sample_queries, item_texts, seed)
-    if not may_be_approximate(index, len(item_ids)):
-        texts = []
-    chosen = choose_index(
-        item_ids,
+    items = StoredItems(
+        list(item_ids),
+        list(item_texts),
         item_embeddings,
-        retriever.encode_queries(texts),
-        kind=index,
-        k=k,
-        parameters=index_parameters,
+        {name: list(texts) for name, texts in (lexical_fields or {}).items()},
+        {name: list(values) for name, values in (columns or {}).items()},
+        recommender,
     )
-    hybrid = lexical = None
-    if lexical_weight:
-        assert isinstance(chosen.index, ExactIndex)  # seen to above
-        lexical = LexicalIndex.build(lexical_fields or {"text": [text_of(x) for x in item_texts]})
-        hybrid = HybridSearch(chosen.index, lexical, lexical_weight)
+    report("build index", 0, 1)
+    built = build_version(
+        retriever,
+        items,
+        index=index,
+        index_parameters=index_parameters,
+        k=k,
+        sample_queries=sample_queries,
+        lexical_weight=lexical_weight,
+        run_id=run_id,
+        seed=seed,
+    )
     report("build index", 1, 1)
 
     report("write version", 0, 1)
+    with new_version(output, follows=follows) as draft:
+        manifest = built.write(draft.path, output.name, stock_server=stock_server)
+    report("write version", 1, 1)
+    assert draft.version is not None
+    return ExportResult(draft.path, draft.version, manifest)
+
+
+def build_version(
+    retriever: Retriever,
+    items: StoredItems,
+    *,
+    index: IndexKind,
+    index_parameters: Mapping[str, int] | None,
+    k: int,
+    sample_queries: Sequence[str] | None,
+    lexical_weight: float,
+    run_id: str,
+    seed: int = 0,
+    shard: Shard | None = None,
+) -> BuiltVersion:
+    """Builds the search structures over items and the graph around them.
+
+    Args:
+        retriever: the towers, in float32.
+        items: the items, with their embeddings; none at all for a shard that none fell to.
+        index: as `checked_index` returns it.
+        index_parameters: see `export_retriever`.
+        k: see `export_retriever`.
+        sample_queries: see `export_retriever`.
+        lexical_weight: see `export_retriever`.
+        run_id: see `export_retriever`.
+        seed: see `export_retriever`.
+        shard: which shard of a catalogue the items are; None for the whole of one.
+
+    Returns:
+        The version, ready to be written.
+
+    Raises:
+        InputError: what `choose_index`, `LexicalIndex.build` and `ItemColumns` refuse.
+    """
+    rows = max(1, len(items.ids))  # an empty index has one row
+    columns = None
+    if items.columns:
+        columns = ItemColumns(
+            {name: values or [None] for name, values in items.columns.items()},
+            rows,
+            shard.column_kinds if shard else None,
+        )
+    texts, source = [], ""
+    if items.ids:
+        if may_be_approximate(index, len(items.ids)):
+            texts, source = recall_queries(sample_queries, items.texts, seed)
+        chosen = choose_index(
+            items.ids,
+            items.embeddings,
+            retriever.encode_queries(texts),
+            kind=index,
+            k=k,
+            parameters=index_parameters,
+        )
+    else:
+        chosen = ChosenIndex(EmptyIndex(k, retriever.embedding_dim), 1.0, 0, "no items")
+    hybrid = lexical = None
+    if lexical_weight:
+        assert isinstance(chosen.index, ExactIndex)  # seen to by `checked_index`
+        fields = items.fields or {"text": [text_of(text) for text in items.texts]}
+        lexical = LexicalIndex.build(
+            {name: of_field or [""] for name, of_field in fields.items()},
+            statistics=shard.statistics if shard else None,
+        )
+        hybrid = HybridSearch(chosen.index, lexical, lexical_weight)
     users = None
-    if recommender is not None:
-        users = recommender.over(item_ids, item_texts, item_embeddings)
-    module = ExportedModule(retriever, chosen.index, hybrid, item_columns, users)
+    if items.recommender is not None:
+        users = items.recommender.over(items.ids, items.texts, items.embeddings)
+    module = (
+        ExportedModule(retriever, chosen.index, hybrid, columns, users)
+        if shard is None
+        else ExportedShard(shard, retriever, chosen.index, hybrid, columns)
+    )
     manifest = Manifest(
         encoder_fingerprint=retriever.fingerprint(),
         item_template=retriever.text.item_template,
         query_max_length=retriever.text.query_max_length,
         item_max_length=retriever.text.item_max_length,
         embedding_dim=retriever.embedding_dim,
-        item_count=len(item_ids),
+        item_count=len(items.ids),
         k=k,
         index_kind=chosen.index.kind,
         index_parameters=chosen.index.parameters,
@@ -179,45 +351,41 @@ def export_retriever(
         index_reason="the lexical score needs it" if lexical else chosen.reason,
         lexical_weight=lexical_weight,
         lexical_parameters=lexical.parameters if lexical else {},
-        columns=item_columns.kinds if item_columns else {},
-        recommender=recommender.facts() if recommender else {},
+        columns=columns.kinds if columns else {},
+        recommender=items.recommender.facts() if items.recommender else {},
+        shard=shard.facts() if shard else {},
         signatures=list(module.signatures),
         server="",  # known once the graph is written
         run_id=run_id,
     )
-    items = StoredItems(
-        list(item_ids),
-        list(item_texts),
-        item_embeddings,
-        {name: list(texts) for name, texts in (lexical_fields or {}).items()},
-        {name: list(values) for name, values in (columns or {}).items()},
-        recommender,
-    )
-    with new_version(output, follows=follows) as draft:
-        tf.saved_model.save(module, str(draft.path), signatures=module.signatures)
-        foreign = foreign_ops(draft.path)
-        if stock_server and foreign:
-            raise InputError(
-                f"a stock TensorFlow Serving lacks the ops {', '.join(sorted(foreign))} of this "
-                "export: choose the exact or partitioned index"
-            )
-        manifest = replace(manifest, server=server_for(foreign), foreign_ops=sorted(foreign))
-        _write_warmup(draft.path, output.name, item_ids, item_texts, item_columns, users)
-        items.write(draft.path, retriever)
-        manifest.write(draft.path)
-    if isinstance(chosen.index, ScannIndex):
-        chosen.index.release()
-    report("write version", 1, 1)
-    assert draft.version is not None
-    return ExportResult(draft.path, draft.version, manifest)
+    return BuiltVersion(module, manifest, items, retriever, chosen.index, columns, users)
 
 
-def _check_items(
+def checked_index(index: IndexKind, k: int, lexical_weight: float) -> IndexKind:
+    """The kind of index to choose: the exact one where words count.
+
+    Raises:
+        InputError: an unknown kind, no positive `k`, a lexical weight out of its range or with an
+            approximate index.
+    """
+    check_choice(index, k)
+    if not 0 <= lexical_weight <= 1:
+        raise InputError(f"the lexical weight must be from 0 to 1, not {lexical_weight}")
+    if lexical_weight and index in _NAMES:
+        raise InputError(
+            f"{_NAMES[index]} index cannot be combined with a lexical score: choose the exact "
+            "index, or a lexical weight of 0"
+        )
+    return "exact" if lexical_weight else index
+
+
+def check_items(
     retriever: Retriever,
     item_ids: Sequence[str],
     item_texts: Sequence[str],
     item_embeddings: np.ndarray | None,
 ) -> None:
+    """Raises InputError where there are no items, or ids, texts and embeddings do not fit."""
     if not len(item_ids):
         raise InputError("the catalogue holds no items: there is nothing to export")
     checked_item_ids(item_ids, len(item_ids))
@@ -255,37 +423,3 @@ def recall_queries(
 
 def _opening(text: str) -> str:
     return " ".join(text_of(text).split()[:_OPENING_WORDS])
-
-
-def _write_warmup(
-    folder: Path,
-    model_name: str,
-    item_ids: Sequence[str],
-    item_texts: Sequence[str],
-    columns: ItemColumns | None,
-    users: CatalogRecommender | None,
-) -> None:
-    texts = item_texts[:_WARMUP_TEXTS]
-    openings = [_opening(text) for text in texts]
-    inputs: dict[str, dict[str, Any]] = {
-        "serving_default": {"query": openings},
-        "search": {"query": openings},
-        "encode_query": {"query": openings},
-        "encode_item": {"text": texts},
-        "similar": {"item_id": item_ids[:_WARMUP_TEXTS]},
-    }
-    if columns is not None:
-        kinds = {"exclude": tf.string} | {n: spec.dtype for n, spec in columns.inputs.items()}
-        nothing = {name: tf.zeros([len(openings), 0], dtype) for name, dtype in kinds.items()}
-        inputs["search_filtered"] = {"query": openings} | nothing
-    if users is not None:
-        histories = [[item_id] for item_id in item_ids[:_WARMUP_TEXTS]]
-        # Every second one asks as well, so that both ways are warm.
-        queries = [text if place % 2 else "" for place, text in enumerate(openings)]
-        inputs["recommend"] = {"history": histories, "query": queries}
-        inputs["score"] = inputs["recommend"] | {"item_ids": histories}
-        ratings = np.full((len(openings), 1), 5.0, np.float32)
-        reviews = {"reviews": [[text] for text in openings], "ratings": ratings}
-        for name in ("recommend", "score"):
-            inputs[f"{name}_reviews"] = inputs[name] | reviews
-    write_warmup(folder, model_name, inputs)

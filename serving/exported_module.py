@@ -143,13 +143,25 @@ class ExportedModule(tf.Module):
         Returns:
             As `search`, and for each column its values, ``[N, k]``.
         """
+        embedding = self.encode_query(query)["embedding"]
+        return self._filtered(query, embedding, None, exclude, *filters)
+
+    def _filtered(
+        self,
+        query: tf.Tensor,
+        embedding: tf.Tensor,
+        best: tf.Tensor | None,
+        exclude: tf.Tensor,
+        *filters: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        """As `_search_filtered`, of queries that are encoded already; for `best` see `_scores`."""
         columns = self._columns
         assert columns is not None
-        embedding = self.encode_query(query)["embedding"]
         wanted = dict(zip(columns.kinds, filters, strict=True))
 
         def scores_of(part: slice) -> tf.Tensor:
-            scores = self._scores(query[part], embedding[part])
+            of_part = None if best is None else best[part]
+            scores = self._scores(query[part], embedding[part], of_part)
             allowed = columns.allowed({name: values[part] for name, values in wanted.items()})
             return tf.where(allowed & ~self._named(exclude[part]), scores, -np.inf)
 
@@ -169,11 +181,13 @@ class ExportedModule(tf.Module):
         """What `search` scores: string ``[n]`` to float32 ``[n, items]``."""
         return self._scores(query, self.encode_query(query)["embedding"])
 
-    def _scores(self, query: tf.Tensor, embedding: tf.Tensor) -> tf.Tensor:
-        """Likewise, of queries that are encoded already, ``[n, d]``."""
+    def _scores(
+        self, query: tf.Tensor, embedding: tf.Tensor, best: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Likewise, of queries encoded already, ``[n, d]``; for `best` see `HybridSearch`."""
         if self._hybrid is None:
             return self._scores_of_all(embedding)
-        return self._hybrid.scores(query, embedding)
+        return self._hybrid.scores(query, embedding, best)
 
     def _recommend(
         self,

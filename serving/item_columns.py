@@ -35,18 +35,26 @@ class ItemColumns(tf.Module):
     Args:
         columns: column name to one value for each item; empty texts, None and NaN are no value.
         item_count: number of items.
+        kinds: column name to ``text`` or ``number``, where the values alone may not tell: a column
+            of a part of a catalogue may have none.
 
     Raises:
         InputError: a name that cannot be that of an input, a column that is not as long as there
             are items or holds both texts and numbers.
     """
 
-    def __init__(self, columns: Mapping[str, Column], item_count: int) -> None:
+    def __init__(
+        self,
+        columns: Mapping[str, Column],
+        item_count: int,
+        kinds: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(name="item_columns")
         for name, values in columns.items():
             _check(name, values, item_count)
+        kinds = kinds or {name: kind_of(values) for name, values in columns.items()}
         self._columns = {
-            name: _NumberColumn(values) if is_number(values) else _TextColumn(values)
+            name: _NumberColumn(values) if kinds[name] == NUMBER else _TextColumn(values)
             for name, values in columns.items()
         }
         # As a proxy, because a tf.Module would wrap a dict and save it.
@@ -92,6 +100,11 @@ class ItemColumns(tf.Module):
             )
             for name, one in self._columns.items()
         }
+
+
+def kind_of(values: Column) -> str:
+    """Whether a column holds ``text`` or ``number``; see `serving.stored_items.is_number`."""
+    return NUMBER if is_number(values) else TEXT
 
 
 class _TextColumn(tf.Module):

@@ -45,6 +45,8 @@ class Manifest:
         lexical_parameters: what the lexical index was built with.
         columns: column of `search_filtered` to its kind, ``text`` or ``number``.
         recommender: what `recommend` and `score` were made of; empty without them.
+        shard: of a shard its ``number``, their ``count`` and the ``export_id`` that they share;
+            empty for the whole of a catalogue.
         signatures: names of the signatures.
         server: which server can load the version.
         foreign_ops: ops in the graph that a stock TensorFlow Serving does not have.
@@ -73,6 +75,7 @@ class Manifest:
     exact_milliseconds: float | None = None
     columns: dict[str, str] = field(default_factory=dict)
     recommender: dict[str, Any] = field(default_factory=dict)
+    shard: dict[str, Any] = field(default_factory=dict)
     lexical_weight: float = 0.0
     lexical_parameters: dict[str, Any] = field(default_factory=dict)
     run_id: str = ""
@@ -84,6 +87,18 @@ class Manifest:
         """Writes manifest.json into a version's folder."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
         (Path(folder) / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+
+    def check_whole(self, version: Path) -> None:
+        """Raises InputError where this is the manifest of a shard, which changes with all others.
+
+        Args:
+            version: the version's folder.
+        """
+        if self.shard:
+            raise InputError(
+                f"{version.parent} is one of {self.shard['count']} shards: name the folder that "
+                f"holds all of them, {version.parent.parent}"
+            )
 
     @classmethod
     def read(cls, folder: str | Path) -> Manifest:

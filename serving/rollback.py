@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.manifest import MANIFEST_FILE, Manifest
-from serving.versions import existing_version, new_version, version_folders
+from serving.shards import find_shards
+from serving.versions import existing_version, new_versions, version_folders
 from towers.errors import InputError
 
 
@@ -21,7 +22,7 @@ class RollbackResult:
     """An earlier version in service again.
 
     Attributes:
-        path: folder of the new version.
+        path: folder of the new version; of a sharded model the folder that holds the shards.
         version: its number.
         republished: number of the version it equals.
     """
@@ -34,8 +35,9 @@ class RollbackResult:
 def roll_back(base: str | Path, version: int | None = None) -> RollbackResult:
     """Publishes an earlier version again, under the next number.
 
-    Works for any SavedModel. Files are hard links where the file system has them, so it takes no
-    time and no room; the manifest says which version it was, in `republished`.
+    Works for any SavedModel, and for all shards of a model at once. Files are hard links where the
+    file system has them, so it takes no time and no room; the manifest says which version it was,
+    in `republished`.
 
     Args:
         base: the model's folder, `saved_models/NAME`.
@@ -50,25 +52,40 @@ def roll_back(base: str | Path, version: int | None = None) -> RollbackResult:
         InputError: there is no such version, none before, it is in service already, or another
             version was published meanwhile.
     """
-    newest, _ = existing_version(base)
-    folders = version_folders(base)
+    shards = find_shards(base)
+    if shards:
+        bases, newest = [path.parent for path in shards.paths], shards.version
+    else:
+        newest, path = existing_version(base)
+        bases = [path.parent]
+        if (path / MANIFEST_FILE).is_file():
+            Manifest.read(path).check_whole(path)
+    everywhere = set.intersection(*(set(version_folders(one)) for one in bases))
+    folders = {n: path for n, path in version_folders(bases[0]).items() if n in everywhere}
     serving = _origin(folders, newest)
     if version is None:
         version = max((number for number in folders if number < serving), default=None)
         if version is None:
             raise InputError(f"{base} holds no version before {serving}: name one to go back to")
         version = _origin(folders, version)
-    _, folder = existing_version(base, version)
+    if shards:
+        earlier = find_shards(base, version)
+        assert earlier is not None
+        sources = earlier.paths
+    else:
+        sources = [existing_version(base, version)[1]]
     if version in (newest, serving):
         raise InputError(f"version {version} of {base} is the one in service")
-    with new_version(base, follows=newest) as draft:
-        shutil.copytree(folder, draft.path, copy_function=_link_or_copy, dirs_exist_ok=True)
-        if (folder / MANIFEST_FILE).is_file():
-            (draft.path / MANIFEST_FILE).unlink()  # or the link's other end would change
-            manifest = Manifest.read(folder)
-            replace(manifest, republished=_origin(folders, version)).write(draft.path)
-    assert draft.version is not None
-    return RollbackResult(draft.path, draft.version, version)
+    with new_versions(bases, follows=shards.newest if shards else newest) as drafts:
+        for draft, folder in zip(drafts, sources, strict=True):
+            shutil.copytree(folder, draft.path, copy_function=_link_or_copy, dirs_exist_ok=True)
+            if (folder / MANIFEST_FILE).is_file():
+                (draft.path / MANIFEST_FILE).unlink()  # or the link's other end would change
+                manifest = Manifest.read(folder)
+                replace(manifest, republished=_origin(folders, version)).write(draft.path)
+    published = drafts[0].version
+    assert published is not None
+    return RollbackResult(shards.base if shards else drafts[0].path, published, version)
 
 
 def _origin(folders: dict[int, Path], version: int) -> int:

@@ -25,7 +25,7 @@ _TABLE = "items.parquet"
 _EMBEDDINGS = "item_embeddings.npy"
 _RETRIEVER = "retriever"
 _RECOMMENDER = "recommender"
-_ID, _TEXT = "item_id", "item_text"
+_ID, _TEXT, _PLACE = "item_id", "item_text", "place"
 _FIELD, _COLUMN = "field ", "column "
 
 
@@ -40,6 +40,7 @@ class StoredItems:
         columns: name of a column for filters and results to its values.
         embeddings: float32 ``[N, d]``, of the texts.
         recommender: what was learned from histories; None without.
+        places: of a shard's items in the whole catalogue, int32 ``[N]``; None without shards.
     """
 
     ids: list[str]
@@ -48,6 +49,7 @@ class StoredItems:
     fields: dict[str, list[str]] = field(default_factory=dict)
     columns: dict[str, list[str | float | None]] = field(default_factory=dict)
     recommender: Recommender | None = None
+    places: np.ndarray | None = None
 
     def write(self, version: Path, retriever: Retriever) -> None:
         """Writes the items, and the towers that encode further ones, into a version's folder."""
@@ -55,6 +57,8 @@ class StoredItems:
         folder.mkdir(parents=True)
         table = {_ID: pa.array(self.ids, pa.large_string())}
         table[_TEXT] = pa.array(self.texts, pa.large_string())
+        if self.places is not None:
+            table[_PLACE] = pa.array(self.places, pa.int32())
         for prefix, columns in ((_FIELD, self.fields), (_COLUMN, self.columns)):
             for name, values in columns.items():
                 kind = pa.float64() if is_number(values) else pa.large_string()
@@ -86,7 +90,8 @@ class StoredItems:
         if (folder / _RECOMMENDER).is_dir():
             recommender = Recommender.load(folder / _RECOMMENDER)
         fields, columns = _named(texts, _FIELD), _named(texts, _COLUMN)
-        return cls(ids, texts[_TEXT], embeddings, fields, columns, recommender)
+        places = np.array(texts[_PLACE], np.int32) if _PLACE in texts else None
+        return cls(ids, texts[_TEXT], embeddings, fields, columns, recommender, places)
 
 
 def stored_retriever(version: Path) -> Retriever:

@@ -99,12 +99,16 @@ def update_items(
     """
     version, path = existing_version(base)
     manifest, items = Manifest.read(path), StoredItems.read(path)
+    manifest.check_whole(path)
     add, replace = add or ChangedItems(), replace or ChangedItems()
-    _check_changes(items, add, replace, remove)
+    check_distinct(add, replace, remove)
+    check_changes(items, add, replace, remove)
+    if len(remove) == len(items.ids) and not add.ids:
+        raise InputError("no item would be left: a model needs at least one")
     retriever = stored_retriever(path)
-    _check_towers(retriever, manifest, items)
+    check_towers(retriever, manifest, items)
 
-    changed, stale = _apply(items, add, replace, remove)
+    changed, stale = apply_changes(items, add, replace, remove)
     if len(stale):
         report = progress or (lambda stage, done, total: None)
         changed.embeddings[stale] = retriever.encode_items(
@@ -139,10 +143,13 @@ def update_items(
     )
 
 
-def _apply(
+def apply_changes(
     items: StoredItems, add: ChangedItems, replace: ChangedItems, remove: Sequence[str]
 ) -> tuple[StoredItems, np.ndarray]:
-    """The changed items, and the rows whose embeddings are still to be made."""
+    """The changed items, and the rows whose embeddings are still to be made.
+
+    The place of an added item in the catalogue is -1, for the caller to say.
+    """
     row_of = {item_id: row for row, item_id in enumerate(items.ids)}
     rows = [row_of[item_id] for item_id in replace.ids]
     gone = [row_of[item_id] for item_id in remove]
@@ -167,9 +174,16 @@ def _apply(
     texts = [*items.texts, *replace.texts, *add.texts]
     before = np.concatenate([np.arange(count), rows, np.full(len(add.ids), -1)]).astype(np.int64)
     same = np.array(
-        [row >= 0 and items.texts[row] == x for row, x in zip(before, texts, strict=True)]
+        [row >= 0 and items.texts[row] == x for row, x in zip(before, texts, strict=True)], bool
     )
-    embeddings = np.array(items.embeddings[before[source]])  # row -1 is overwritten by the caller
+    origin = before[source]
+    kept = origin >= 0
+    embeddings = np.zeros((len(source), items.embeddings.shape[1]), np.float32)
+    embeddings[kept] = items.embeddings[origin[kept]]  # the others are made by the caller
+    places = None
+    if items.places is not None:
+        places = np.full(len(source), -1, np.int32)
+        places[kept] = items.places[origin[kept]]
     changed = StoredItems(
         taken(items.ids, replace.ids, add.ids),
         taken(items.texts, replace.texts, add.texts),
@@ -177,30 +191,34 @@ def _apply(
         all_taken("fields"),
         all_taken("columns"),
         items.recommender,
+        places,
     )
     return changed, np.flatnonzero(~same[source])
 
 
-def _check_changes(
-    items: StoredItems, add: ChangedItems, replace: ChangedItems, remove: Sequence[str]
-) -> None:
+def check_distinct(add: ChangedItems, replace: ChangedItems, remove: Sequence[str]) -> None:
+    """Raises InputError where nothing is to change, or an item is to change twice."""
     if not (add.ids or replace.ids or remove):
         raise InputError("there is nothing to change: no item is named")
     changed = [*add.ids, *replace.ids, *remove]
     repeats = [item_id for item_id, times in Counter(changed).items() if times > 1]
     _refuse(repeats, "named more than once among the changes")
+
+
+def check_changes(
+    items: StoredItems, add: ChangedItems, replace: ChangedItems, remove: Sequence[str]
+) -> None:
+    """Raises InputError where the changes do not fit the items."""
     known = set(items.ids)
     _refuse([x for x in add.ids if x in known], "in the export already: replace it")
     _refuse([x for x in [*replace.ids, *remove] if x not in known], "not in the export")
-    if len(remove) == len(items.ids) and not add.ids:
-        raise InputError("no item would be left: a model needs at least one")
     for new in (add, replace):
         if new.ids:
             _check_shape(items, new)
 
 
-def _check_towers(retriever: Retriever, manifest: Manifest, items: StoredItems) -> None:
-    """Checks that new embeddings will be of the same towers as those that are there."""
+def check_towers(retriever: Retriever, manifest: Manifest, items: StoredItems) -> None:
+    """Raises InputError unless new embeddings will be of the towers of those that are there."""
     if retriever.fingerprint() != manifest.encoder_fingerprint:
         raise InputError(
             "the towers kept in the export are not those of its manifest (fingerprints differ): "

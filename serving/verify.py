@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from serving.export import recall_queries
 from serving.index.auto import TARGET_RECALL
 from serving.index.item_index import EMPTY_ID
 from serving.index.recall import recall
-from serving.lexical import LexicalIndex, normalised
+from serving.lexical import LexicalIndex, LexicalStatistics, normalised
+from serving.lexical.catalog_words import CatalogWords
 from serving.loading import load_export
 from serving.manifest import Manifest
+from serving.shards import ShardSet, shard_of
 from serving.stored_items import StoredItems
 from towers.item_text import text_of
 
@@ -73,6 +75,7 @@ def verify(
     sample: int = DEFAULT_SAMPLE,
     least_recall: float = TARGET_RECALL,
     seed: int = 0,
+    statistics: LexicalStatistics | None = None,
 ) -> Verification:
     """Checks a version's ids, embeddings and answers, by loading it as a server does.
 
@@ -86,6 +89,7 @@ def verify(
         sample: number of queries, and of items to look up and to encode again, at most.
         least_recall: recall below this is a problem.
         seed: draws the samples.
+        statistics: of the words of the whole catalogue, for a shard; see `verify_shards`.
 
     Returns:
         What was found.
@@ -95,6 +99,10 @@ def verify(
     """
     version = Path(version)
     manifest, items = Manifest.read(version), StoredItems.read(version)
+    if statistics is None and manifest.lexical_weight:
+        manifest.check_whole(version)
+    if not items.ids:  # a shard that none fell to
+        return Verification(0, 1.0, 0, "nothing", [*_ids(items, manifest)])
     signatures = load_export(version).signatures
     embeddings = np.array(items.embeddings)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(items.ids))[:sample])
@@ -113,8 +121,9 @@ def verify(
         texts,
         vectors,
         embeddings,
-        items.fields or {"text": [text_of(x) for x in items.texts]},
+        _fields(items),
         manifest,
+        statistics,
     )
     mean = float(recall(found, wanted).mean())
     if not mean >= least_recall:  # nor where it is NaN
@@ -123,6 +132,76 @@ def verify(
     if catalog is not None:
         problems += _against_catalog(items, catalog)
     return Verification(len(items.ids), mean, len(texts), measured_on, problems)
+
+
+def verify_shards(
+    shards: ShardSet,
+    *,
+    queries: Sequence[str] | None = None,
+    catalog: Mapping[str, str] | None = None,
+    sample: int = DEFAULT_SAMPLE,
+    least_recall: float = TARGET_RECALL,
+    seed: int = 0,
+) -> Verification:
+    """Checks all shards of a catalogue: each like a version by itself, and that they fit together.
+
+    Args:
+        shards: what `find_shards` found.
+        queries: see `verify`, as for what is not named here.
+        catalog: of the whole catalogue.
+        sample: of each shard.
+        least_recall: of each shard's own search among its own items.
+        seed: see `verify`.
+
+    Returns:
+        What was found: items and queries are of all shards together, the recall is their lowest,
+        and the message of a problem names its shard. Two more checks are ``export`` (the shards
+        are of one export) and ``shard`` (an item lies where its id says).
+
+    Raises:
+        InputError: see `verify`.
+    """
+    count = len(shards.paths)
+    manifests = [Manifest.read(path) for path in shards.paths]
+    problems, parts, of_words = [], [], []
+    export_ids = {str(manifest.shard.get("export_id")) for manifest in manifests}
+    if len(export_ids) > 1:
+        message = "the shards are of different exports"
+        problems.append(Problem("export", message, len(export_ids), sorted(export_ids)))
+    for path, manifest in zip(shards.paths, manifests, strict=True):
+        items = StoredItems.read(path) if manifest.lexical_weight else None
+        if items and items.ids:
+            of_words.append(LexicalStatistics.of(CatalogWords.read(_fields(items))))
+    statistics = LexicalStatistics.total(of_words)
+    of_shard: list[dict[str, str]] = [{} for _ in range(count)]
+    for item_id, text in (catalog or {}).items():
+        of_shard[shard_of(item_id, count)][item_id] = text
+    for number, path in enumerate(shards.paths):
+        strays = [x for x in StoredItems.read(path).ids if shard_of(x, count) != number]
+        problems += _problem("shard", f"{path.parent.name}: items of another shard", strays)
+        part = verify(
+            path,
+            queries=queries,
+            catalog=None if catalog is None else of_shard[number],
+            sample=sample,
+            least_recall=least_recall,
+            seed=seed,
+            statistics=statistics,
+        )
+        parts.append(part)
+        problems += [replace(x, message=f"{path.parent.name}: {x.message}") for x in part.problems]
+    return Verification(
+        sum(part.item_count for part in parts),
+        min(part.recall for part in parts),
+        sum(part.queries for part in parts),
+        next((part.measured_on for part in parts if part.queries), "nothing"),
+        problems,
+    )
+
+
+def _fields(items: StoredItems) -> Mapping[str, Sequence[str]]:
+    """What the lexical score reads."""
+    return items.fields or {"text": [text_of(text) for text in items.texts]}
 
 
 def _ids(items: StoredItems, manifest: Manifest) -> Iterable[Problem]:
@@ -187,10 +266,11 @@ def _exact(
     embeddings: np.ndarray,
     fields: Mapping[str, Sequence[str]],
     manifest: Manifest,
+    statistics: LexicalStatistics | None,
 ) -> np.ndarray:
     """The k best scores over all items for each query, float32 ``[Q, k or items]``."""
     weight = manifest.lexical_weight
-    lexical = LexicalIndex.build(fields) if weight else None
+    lexical = LexicalIndex.build(fields, statistics=statistics) if weight else None
     k = min(manifest.k, len(embeddings))
     best = []
     for start in range(0, len(texts), _BATCH):

@@ -12,8 +12,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,22 +57,42 @@ def new_version(base: str | Path, *, follows: int | None = None) -> Iterator[Dra
     Raises:
         InputError: `base` cannot be a model's folder, or its highest version is not `follows`.
     """
-    base = Path(base)
-    check_model_folder(base)
-    base.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(base)
-    workspace, lock = _make_workspace(base)
-    try:
-        draft = Draft(workspace / "version")
-        draft.path.mkdir()
+    with new_versions([base], follows=follows) as (draft,):
         yield draft
-        _flush(draft.path)
-        draft.version = _claim(draft.path, base, follows)
-        draft.path = base / str(draft.version)
-        _fsync(base)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-        os.close(lock)
+
+
+@contextmanager
+def new_versions(
+    bases: Sequence[str | Path], *, follows: int | None = None
+) -> Iterator[list[Draft]]:
+    """Publishes versions of models that belong together, under one number; see `new_version`.
+
+    They appear when the block ends and all are complete, by one rename each: within milliseconds,
+    but not at one moment. A process that is killed between two renames leaves the number with some
+    of the models alone.
+
+    Args:
+        bases: the models' folders.
+        follows: the highest version of any of them, as in `new_version`.
+
+    Yields:
+        A draft for each model.
+
+    Raises:
+        InputError: see `new_version`.
+    """
+    folders = [Path(base) for base in bases]
+    for base in folders:
+        check_model_folder(base)
+    with ExitStack() as workspaces:
+        drafts = [Draft(workspaces.enter_context(_workspace(base))) for base in folders]
+        yield drafts
+        for draft in drafts:
+            _flush(draft.path)
+        version = _claim([draft.path for draft in drafts], folders, follows)
+        for draft, base in zip(drafts, folders, strict=True):
+            draft.version, draft.path = version, base / str(version)
+            _fsync(base)
 
 
 def version_folders(base: str | Path) -> dict[int, Path]:
@@ -139,6 +159,21 @@ def _version(name: str) -> int | None:
     return version if version <= _MAX_VERSION else None
 
 
+@contextmanager
+def _workspace(base: Path) -> Iterator[Path]:
+    """An empty folder inside `base` to write a version in; what is left of it goes in the end."""
+    base.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(base)
+    workspace, lock = _make_workspace(base)
+    try:
+        folder = workspace / "version"
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+        os.close(lock)
+
+
 def _make_workspace(base: Path) -> tuple[Path, int]:
     """Makes the folder a draft is written in, locked for as long as this process lives.
 
@@ -180,24 +215,29 @@ def _try_lock(workspace: Path) -> int | None:
     return None
 
 
-def _claim(draft: Path, base: Path, follows: int | None) -> int:
-    """Renames the draft to the next free number.
+def _claim(drafts: Sequence[Path], bases: Sequence[Path], follows: int | None) -> int:
+    """Renames the drafts to the next number that is free in all bases.
 
     A folder cannot be renamed onto one that holds files, so of two exporters that reach for the
     same number one fails here, and takes the next.
     """
     while True:
-        taken = (_version(name) for name in os.listdir(base))
+        taken = (_version(name) for base in bases for name in os.listdir(base))
         version = 1 + max((number for number in taken if number is not None), default=0)
         if follows not in (None, version - 1):
             raise InputError(
-                f"version {version - 1} of {base} appeared while its successor was made from "
+                f"version {version - 1} of {bases[0]} appeared while its successor was made from "
                 f"version {follows}: nothing was published; run the command again"
             )
+        moves = [(draft, base / str(version)) for draft, base in zip(drafts, bases, strict=True)]
         try:
-            os.rename(draft, base / str(version))
-        except OSError:
-            if not (base / str(version)).exists():
+            for draft, target in moves:
+                os.rename(draft, target)
+        except BaseException as error:
+            for draft, target in moves:
+                if not draft.exists():  # else it was not moved, and the target is not ours
+                    os.rename(target, draft)
+            if not isinstance(error, OSError) or not any(target.exists() for _, target in moves):
                 raise
         else:
             return version

@@ -5,5 +5,6 @@ from __future__ import annotations
 from serving.lexical.fusion import fuse, fused_top_k, normalised
 from serving.lexical.hybrid_search import HybridSearch
 from serving.lexical.lexical_index import LexicalIndex
+from serving.lexical.statistics import LexicalStatistics
 
-__all__ = ["HybridSearch", "LexicalIndex", "fuse", "fused_top_k", "normalised"]
+__all__ = ["HybridSearch", "LexicalIndex", "LexicalStatistics", "fuse", "fused_top_k", "normalised"]

@@ -23,8 +23,43 @@ class FieldTerms:
     weight: float
 
 
+@dataclass(frozen=True)
+class TermCounts:
+    """What BM25 has to know of a catalogue as a whole. Counts of parts of it add up.
+
+    Attributes:
+        item_count: number of items, N.
+        document_frequencies: integer ``[terms]``, how many items have a term in any field.
+        field_words: integer ``[fields]``, the lengths of a field, added up over items.
+        field_items: integer ``[fields]``, how many items have a field.
+    """
+
+    item_count: int
+    document_frequencies: np.ndarray
+    field_words: np.ndarray
+    field_items: np.ndarray
+
+    @classmethod
+    def of(cls, fields: Sequence[FieldTerms], *, item_count: int, term_count: int) -> TermCounts:
+        """Counts the terms of items; see `bm25_impacts`."""
+        pairs = [field.terms.astype(np.int64) * item_count + field.items for field in fields]
+        lengths = [np.bincount(field.items, minlength=item_count) for field in fields]
+        return cls(
+            item_count,
+            np.bincount(np.unique(np.concatenate(pairs)) // item_count, minlength=term_count),
+            np.array([of_field.sum() for of_field in lengths]),
+            np.array([np.count_nonzero(of_field) for of_field in lengths]),
+        )
+
+
 def bm25_impacts(
-    fields: Sequence[FieldTerms], *, item_count: int, term_count: int, k1: float, b: float
+    fields: Sequence[FieldTerms],
+    *,
+    item_count: int,
+    term_count: int,
+    k1: float,
+    b: float,
+    counts: TermCounts | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What each term adds to the score of each item that has it.
 
@@ -44,25 +79,27 @@ def bm25_impacts(
         term_count: number of terms.
         k1: how soon further occurrences cease to count, above 0.
         b: how far longer texts are discounted, from 0 to 1.
+        counts: of the catalogue that the items are a part of; of the items alone if None.
 
     Returns:
         Of each pair of a term and an item that has it: the term and the item, int64 ``[P]``, and
         the impact, float32 ``[P]``.
     """
+    counts = counts or TermCounts.of(fields, item_count=item_count, term_count=term_count)
     pairs, frequencies = [], []
-    for field in fields:
+    for place, field in enumerate(fields):
         lengths = np.bincount(field.items, minlength=item_count)  # [N]
-        mean = lengths.sum() / max(1, np.count_nonzero(lengths))
+        mean = counts.field_words[place] / max(1, counts.field_items[place])
         pair, count = np.unique(
             field.terms.astype(np.int64) * item_count + field.items, return_counts=True
         )
         norm = 1 - b + b * lengths[pair % item_count] / mean if len(pair) else 1.0
         pairs.append(pair)
         frequencies.append(field.weight * count / norm)
-    pair, place = np.unique(np.concatenate(pairs), return_inverse=True)
-    frequency = np.bincount(place, np.concatenate(frequencies), minlength=len(pair))  # [P]
+    pair, entry = np.unique(np.concatenate(pairs), return_inverse=True)
+    frequency = np.bincount(entry, np.concatenate(frequencies), minlength=len(pair))  # [P]
     terms, items = np.divmod(pair, item_count)
-    df = np.bincount(terms, minlength=term_count)
-    idf = np.log1p((item_count - df + 0.5) / (df + 0.5))  # [terms]
+    df = counts.document_frequencies
+    idf = np.log1p((counts.item_count - df + 0.5) / (df + 0.5))  # [terms]
     impacts = idf[terms] * frequency / (frequency + k1)
     return terms, items, impacts.astype(np.float32)

@@ -40,16 +40,27 @@ class HybridSearch(tf.Module):
         self._dense_scores, self._answers = index.scores, index.answers
         self._item_count, self._k = index.item_count, index.k
 
-    def scores(self, queries: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
+    def scores(
+        self, queries: tf.Tensor, embeddings: tf.Tensor, best: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Fused scores of all items: string ``[N]`` and float32 ``[N, d]`` to ``[N, items]``."""
-        return fuse(self._dense_scores(embeddings), self._lexical.scores(queries), self._weight)
+        words = self._lexical.scores(queries)
+        return fuse(self._dense_scores(embeddings), words, self._weight, best)
 
-    def __call__(self, queries: tf.Tensor, embeddings: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def lexical_best(self, queries: tf.Tensor) -> tf.Tensor:
+        """The highest BM25 of any item for each query: string ``[N]`` to float32 ``[N]``."""
+        return self._lexical.best(queries)
+
+    def __call__(
+        self, queries: tf.Tensor, embeddings: tf.Tensor, best: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Searches.
 
         Args:
             queries: string ``[N]``.
             embeddings: float32 ``[N, d]``, theirs.
+            best: float32 ``[N]``, where the items are a part of a catalogue: the highest BM25 of
+                any item of it.
 
         Returns:
             Scores, float32 ``[N, k]``, and item ids, string ``[N, k]``.
@@ -62,5 +73,6 @@ class HybridSearch(tf.Module):
             item_count=self._item_count,
             weight=self._weight,
             k=self._k,
+            best=best,
         )
         return self._answers(scores, rows, self._k)

@@ -11,8 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from serving.lexical.bm25 import FieldTerms, bm25_impacts
+from serving.lexical.catalog_words import CatalogWords
 from serving.lexical.postings import Postings
 from serving.lexical.spelling import SpellingCorrector
+from serving.lexical.statistics import LexicalStatistics
 from serving.lexical.stems import StemTable
 from serving.lexical.stop_words import ENGLISH_STOP_WORDS
 from serving.lexical.words import is_letters, split_words
@@ -27,7 +29,6 @@ OTHER_FIELD_WEIGHT = 0.1
 _MAX_BYTES = 2_000
 _MAX_WORDS = 32
 _MIN_LETTERS_TO_JOIN = 2
-_TEXTS_AT_A_TIME = 8_192
 _UNKNOWN = -1
 _STOP_WORD = -2
 
@@ -80,6 +81,7 @@ class LexicalIndex(tf.Module):
         fields: Mapping[str, Sequence[str]],
         *,
         field_weights: Mapping[str, float] | None = None,
+        statistics: LexicalStatistics | None = None,
         correct_spelling: bool = True,
         k1: float = DEFAULT_K1,
         b: float = DEFAULT_B,
@@ -91,6 +93,8 @@ class LexicalIndex(tf.Module):
                 may be empty.
             field_weights: what a word in a field counts; only the fields named here are indexed.
                 None: title 1 and every other field .1, or without a title all 1.
+            statistics: of the catalogue that the items are a part of, its fields the indexed ones;
+                of the items alone if None.
             correct_spelling: whether unknown words count as known ones that look like them, and
                 neighbouring words as the one they make.
             k1: how soon a repeated word ceases to count; above 0.
@@ -98,25 +102,30 @@ class LexicalIndex(tf.Module):
 
         Raises:
             InputError: no field or no item, columns of different lengths, a weight for a field that
-                does not exist, or a number out of its range.
+                does not exist, a number out of its range, or statistics of another catalogue.
         """
         weights = _checked_weights(fields, field_weights)
         if not (0 < k1 < math.inf and 0 <= b <= 1):
             raise InputError(f"k1 must be above 0 and b from 0 to 1, not {k1} and {b}")
-        item_count = len(fields[next(iter(fields))])
-
-        words, word_ids, items = _words_of([fields[name] for name in weights])
-        stems = StemTable.build(words)
-        occurrences = np.bincount(np.concatenate(word_ids), minlength=len(words))
+        found = CatalogWords.read({name: fields[name] for name in weights})
+        statistics = statistics or LexicalStatistics.of(found)
+        words, stems = list(statistics.words), statistics.stems
+        place = statistics.rows_of(found.words)
         field_terms = []
-        for of_field, item, weight in zip(word_ids, items, weights.values(), strict=True):
-            terms = stems.of_word[of_field]
-            field_terms.append(FieldTerms(item[terms >= 0], terms[terms >= 0], weight))
+        for name, weight in weights.items():
+            terms = stems.of_word[place[found.word_ids[name]]]
+            known = terms >= 0
+            field_terms.append(FieldTerms(found.items[name][known], terms[known], weight))
         terms, rows, impacts = bm25_impacts(
-            field_terms, item_count=item_count, term_count=len(stems.stems), k1=k1, b=b
+            field_terms,
+            item_count=found.item_count,
+            term_count=len(stems.stems),
+            k1=k1,
+            b=b,
+            counts=statistics.term_counts(weights),
         )
         postings = Postings(
-            terms, rows, impacts, key_count=len(stems.stems), column_count=item_count
+            terms, rows, impacts, key_count=len(stems.stems), column_count=found.item_count
         )
         correctable = np.array(
             [row for row in np.flatnonzero(stems.of_word >= 0) if words[row].isalpha()], np.int64
@@ -124,7 +133,8 @@ class LexicalIndex(tf.Module):
         corrector = None
         if correct_spelling and len(correctable):
             corrector = SpellingCorrector(
-                [words[row] for row in correctable], occurrences[correctable]
+                [words[row] for row in correctable],
+                np.array(list(statistics.words.values()))[correctable],
             )
         parameters = {
             "k1": k1,
@@ -161,6 +171,15 @@ class LexicalIndex(tf.Module):
             self._scores_of_one,
             queries,
             fn_output_signature=tf.TensorSpec([self.item_count], tf.float32),
+            parallel_iterations=1,
+        )
+
+    def best(self, queries: tf.Tensor) -> tf.Tensor:
+        """The highest BM25 of any item for each query: string ``[N]`` to float32 ``[N]``."""
+        return tf.map_fn(
+            lambda query: tf.reduce_max(self._scores_of_one(query)),
+            queries,
+            fn_output_signature=tf.TensorSpec([], tf.float32),
             parallel_iterations=1,
         )
 
@@ -213,21 +232,3 @@ def _checked_weights(
     if not field_weights:
         raise InputError("field_weights names no field: there is nothing to index")
     return dict(field_weights)
-
-
-def _words_of(
-    columns: Sequence[Sequence[str]],
-) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
-    """Distinct words of all columns; for each column the word and the item of each occurrence."""
-    ids: dict[bytes, int] = {}
-    word_ids, items = [], []
-    for texts in columns:
-        of_column: list[int] = []
-        lengths = []
-        for start in range(0, len(texts), _TEXTS_AT_A_TIME):
-            words = split_words(tf.constant(list(texts[start : start + _TEXTS_AT_A_TIME])))
-            lengths.append(words.row_lengths().numpy())
-            of_column += [ids.setdefault(word, len(ids)) for word in words.flat_values.numpy()]
-        word_ids.append(np.array(of_column, np.int64))
-        items.append(np.repeat(np.arange(len(texts)), np.concatenate(lengths)))
-    return [word.decode() for word in ids], word_ids, items

@@ -37,15 +37,23 @@ class StemTable:
     def build(cls, words: Sequence[str]) -> StemTable:
         """Stems words that are distinct and lower-case; numbers stay what they are."""
         stemmer = Stemmer.Stemmer("english")
-        ids: dict[str, int] = {}
-        of_word = np.full(len(words), -1, np.int32)
-        forms: dict[str, int] = {}
-        for row, (word, stem) in enumerate(zip(words, stemmer.stemWords(words), strict=True)):
-            if word not in ENGLISH_STOP_WORDS:
-                of_word[row] = forms[word] = ids.setdefault(stem, len(ids))
+        stems, of_word = stem_words(words)
+        ids = {stem: row for row, stem in enumerate(stems)}
+        forms = {word: int(stem) for word, stem in zip(words, of_word, strict=True) if stem >= 0}
         seeds = {seed for seed in (*forms, *ids) if seed.isalpha()}
         candidates = sorted({form for seed in seeds for form in inflections(seed)})
         for form, stem in zip(candidates, stemmer.stemWords(candidates), strict=True):
             if stem in ids and form not in ENGLISH_STOP_WORDS:
                 forms.setdefault(form, ids[stem])
-        return cls(list(ids), of_word, list(forms), np.array(list(forms.values()), np.int32))
+        return cls(stems, of_word, list(forms), np.array(list(forms.values()), np.int32))
+
+
+def stem_words(words: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Distinct stems of distinct words, and the place of each word's, int32; -1 for a stop word."""
+    ids: dict[str, int] = {}
+    of_word = np.full(len(words), -1, np.int32)
+    stems = Stemmer.Stemmer("english").stemWords(words)
+    for row, (word, stem) in enumerate(zip(words, stems, strict=True)):
+        if word not in ENGLISH_STOP_WORDS:
+            of_word[row] = ids.setdefault(stem, len(ids))
+    return list(ids), of_word

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,7 @@ from towers.cli.output import emit, json_option, progress_bars, say
 if TYPE_CHECKING:
     from serving.export import ExportResult
     from serving.index.auto import IndexKind
+    from serving.sharded_export import PublishedShards
 
 
 @click.command("export", short_help="Write a SavedModel with its index.")
@@ -46,6 +47,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Refuse what an unmodified TensorFlow Serving could not load, by the ops in the graph.",
 )
+@click.option(
+    "--shards",
+    type=click.IntRange(1),
+    help="Split the catalogue into so many models under OUTPUT, for a catalogue too large for one "
+    "index: docs/scale.md.",
+)
 @lexical_option("As trained if absent.")
 @click.option(
     "--vectors",
@@ -63,6 +70,7 @@ def command(
     queries: str | None,
     columns: str | None,
     stock_server: bool,
+    shards: int | None,
     lexical: Lexical,
     vectors: Path | None,
     precision: str,
@@ -73,6 +81,7 @@ def command(
     A run that was trained with --histories gets the signatures `recommend` and `score`.
     """
     from serving.export import export_retriever
+    from serving.sharded_export import export_shards
     from training.catalog import Catalog
     from training.interactions import Interactions
     from training.run_folder import RunFolder
@@ -84,9 +93,8 @@ def command(
     sample = Interactions.read(queries, products).queries if queries else None
     retriever = run_folder.load_retriever()
     texts = render_items(retriever.template, products)
-    if vectors is None:
-        embeddings = item_vectors(model, retriever, texts, precision)
-    else:
+    embeddings = None
+    if vectors is not None:
         from serving.bulk.encoded_items import read_encoded
 
         ids = products.item_ids.tolist()
@@ -96,30 +104,62 @@ def command(
         weight = 0.0
         name = "ScaNN" if index == "scann" else "partitioned"
         say(f"A {name} index scores no words: exported without the lexical score")
-    fields = lexical_fields(retriever.template, products) if weight else None
-    with progress_bars() as progress:
-        result = export_retriever(
-            retriever,
-            products.item_ids.tolist(),
-            texts,
-            output,
-            index=index,
-            k=k,
-            item_embeddings=embeddings,
-            sample_queries=sample,
-            lexical_weight=weight,
-            lexical_fields=fields,
-            columns=filters,
-            recommender=load_recommender(model),
-            stock_server=stock_server,
-            run_id=run_folder.run_id,
-            progress=progress,
+    options: dict[str, Any] = {
+        "index": index,
+        "k": k,
+        "sample_queries": sample,
+        "lexical_weight": weight,
+        "lexical_fields": lexical_fields(retriever.template, products) if weight else None,
+        "columns": filters,
+        "recommender": load_recommender(model),
+        "stock_server": stock_server,
+        "run_id": run_folder.run_id,
+    }
+    items = (retriever, products.item_ids.tolist(), texts, output)
+    if shards is not None:
+        # The vectors of one shard at a time, kept beside the model: an export that was interrupted
+        # goes on from there.
+        options["item_embeddings"] = (
+            (lambda some: item_vectors(model, retriever, some, precision))
+            if embeddings is None
+            else embeddings
         )
+        published = export_shards(*items, shards=shards, **options)
+        facts = {
+            "path": str(published.base),
+            "version": published.version,
+            "export_id": published.export_id,
+            "item_count": published.item_count,
+            "config": str(published.config),
+            "shards": [
+                {"path": str(path), **asdict(manifest)}
+                for path, manifest in zip(published.paths, published.manifests, strict=True)
+            ],
+        }
+        emit(facts, as_json, lambda: _report_shards(published))
+        return
+    if embeddings is None:
+        embeddings = item_vectors(model, retriever, texts, precision)
+    options["item_embeddings"] = embeddings
+    with progress_bars() as progress:
+        result = export_retriever(*items, **options, progress=progress)
     facts = asdict(result.manifest)
     emit(
         {"path": str(result.path), "version": result.version, **facts},
         as_json,
         lambda: _report(result),
+    )
+
+
+def _report_shards(published: PublishedShards) -> str:
+    counts = [manifest.item_count for manifest in published.manifests]
+    first = published.manifests[0]
+    return (
+        f"{published.item_count:,} items in version {published.version} of {len(counts)} shards "
+        f"with {min(counts):,} to {max(counts):,}: {published.base}\n"
+        f"Lexical weight: {first.lexical_weight:g}\n"
+        f"Export id: {published.export_id}\n"
+        f"All on one server: towers serve --model-config-file {published.config}"
     )
 
 

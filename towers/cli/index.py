@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from towers.cli.output import emit, json_option, progress_bars
 
 if TYPE_CHECKING:
+    from serving.sharded_update import ShardsUpdate
     from serving.update import ChangedItems, UpdateResult
     from serving.verify import Verification
 
@@ -34,10 +35,7 @@ _file = click.argument("file", type=click.Path())
 @json_option
 def add(model: Path, file: str, as_json: bool) -> None:
     """Add the items of the catalogue FILE to MODEL; their ids must be new to it."""
-    from serving.update import update_items
-
-    with progress_bars() as progress:
-        _emit(update_items(model, add=_changed(model, file), progress=progress), as_json)
+    _update(model, as_json, add=_changed(model, file))
 
 
 @command.command("replace", short_help="Put the items of a file in the place of those there.")
@@ -46,10 +44,7 @@ def add(model: Path, file: str, as_json: bool) -> None:
 @json_option
 def replace(model: Path, file: str, as_json: bool) -> None:
     """Put the items of the catalogue FILE in the place of those of MODEL with the same ids."""
-    from serving.update import update_items
-
-    with progress_bars() as progress:
-        _emit(update_items(model, replace=_changed(model, file), progress=progress), as_json)
+    _update(model, as_json, replace=_changed(model, file))
 
 
 @command.command("remove", short_help="Remove the items named in a file.")
@@ -58,13 +53,10 @@ def replace(model: Path, file: str, as_json: bool) -> None:
 @json_option
 def remove(model: Path, file: str, as_json: bool) -> None:
     """Remove from MODEL the items in the column item_id of FILE."""
-    from serving.update import update_items
     from training.tables import read_table
 
     table = read_table(file, required={"item_id": "id"}, optional={}, keep_other=False)
-    with progress_bars() as progress:
-        item_ids = table.column("item_id").to_pylist()
-        _emit(update_items(model, remove=item_ids, progress=progress), as_json)
+    _update(model, as_json, remove=table.column("item_id").to_pylist())
 
 
 @command.command("verify", short_help="Check ids, embeddings, answers and recall.")
@@ -101,14 +93,17 @@ def verify(
     Exit status 1 if anything is wrong.
     """
     from serving.manifest import Manifest
+    from serving.shards import find_shards
     from serving.verify import verify as verify_version
+    from serving.verify import verify_shards
     from serving.versions import existing_version
     from towers.item_text import ItemTemplate
     from training.catalog import Catalog
     from training.tables import read_table
     from training.train import render_items
 
-    number, path = existing_version(model, version)
+    shards = find_shards(model, version)
+    number, path = (shards.version, shards.paths[0]) if shards else existing_version(model, version)
     asked = expected = None
     if queries is not None:
         table = read_table(queries, required={"query": "text"}, optional={}, keep_other=False)
@@ -117,9 +112,17 @@ def verify(
         products = Catalog.read(catalog)
         texts = render_items(ItemTemplate(Manifest.read(path).item_template), products)
         expected = dict(zip(products.item_ids.tolist(), texts, strict=True))
-    result = verify_version(
-        path, queries=asked, catalog=expected, sample=sample, least_recall=min_recall
-    )
+    options: dict[str, Any] = {
+        "queries": asked,
+        "catalog": expected,
+        "sample": sample,
+        "least_recall": min_recall,
+    }
+    if shards:
+        path = shards.base
+        result = verify_shards(shards, **options)
+    else:
+        result = verify_version(path, **options)
     facts = {"path": str(path), "version": number, **asdict(result)}
     emit(facts, as_json, lambda: _report(number, path, result))
     if result.problems:
@@ -143,6 +146,7 @@ def _report(number: int, path: Path, result: Verification) -> str:
 def _changed(model: Path, file: str) -> ChangedItems:
     """The rows of a catalogue file, with what the newest version keeps of an item."""
     from serving.manifest import Manifest
+    from serving.shards import find_shards
     from serving.stored_items import StoredItems
     from serving.update import ChangedItems
     from serving.versions import existing_version
@@ -151,7 +155,8 @@ def _changed(model: Path, file: str) -> ChangedItems:
     from training.catalog import Catalog
     from training.train import render_items
 
-    _, path = existing_version(model)
+    shards = find_shards(model)
+    path = shards.paths[0] if shards else existing_version(model)[1]
     items = StoredItems.read(path)
     products = Catalog.read(file)
     return ChangedItems(
@@ -162,20 +167,27 @@ def _changed(model: Path, file: str) -> ChangedItems:
     )
 
 
-def _emit(result: UpdateResult, as_json: bool) -> None:
-    counts = {
-        "added": result.added,
-        "replaced": result.replaced,
-        "removed": result.removed,
-        "encoded": result.encoded,
-    }
-    facts = {"path": str(result.path), "version": result.version, **counts}
+def _update(model: Path, as_json: bool, **changes: Any) -> None:
+    """Publishes changed items, in one index or in shards, and tells what was done."""
+    from serving.sharded_update import update_shards
+    from serving.shards import find_shards
+    from serving.update import update_items
+
+    shards = find_shards(model)
+    with progress_bars() as progress:
+        result: UpdateResult | ShardsUpdate
+        if shards:
+            result = of_shards = update_shards(shards, **changes, progress=progress)
+            published = of_shards.shards
+            path, version = published.base, published.version
+            facts = {"item_count": published.item_count, "export_id": published.export_id}
+        else:
+            result = update_items(model, **changes, progress=progress)
+            path, version, facts = result.path, result.version, asdict(result.manifest)
+    counts = {name: getattr(result, name) for name in ("added", "replaced", "removed", "encoded")}
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     emit(
-        facts | asdict(result.manifest),
+        {"path": str(path), "version": version, **counts, **facts},
         as_json,
-        lambda: (
-            f"{told}; {result.manifest.item_count:,} items in version {result.version}: "
-            f"{result.path}"
-        ),
+        lambda: f"{told}; {facts['item_count']:,} items in version {version}: {path}",
     )

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from towers.cli.output import emit, json_option
+from towers.cli.output import emit, json_option, say
 from towers.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from serving.client import RetrievalClient
+    from serving.fan_out import ShardedClient
     from training.catalog import Catalog
 
 _EXPORTS = Path("saved_models")
@@ -25,7 +27,17 @@ _SPECIAL = ("[CLS]", "[SEP]")
 
 @click.command("query", short_help="Ask a running server.")
 @click.argument("text")
-@click.option("--server", default="localhost:8500", show_default=True, help="HOST:PORT.")
+@click.option(
+    "--server",
+    default="localhost:8500",
+    show_default=True,
+    help="HOST:PORT. Of shards HOST:PORT,HOST:PORT,... in order, and HOST:PORT|HOST:PORT where "
+    "several servers have one shard.",
+)
+@click.option(
+    "--shards", type=click.IntRange(1), help="Number of shards, where one server has all of them."
+)
+@click.option("--partial", is_flag=True, help="Answer from the shards that can be reached.")
 @click.option("--rest", is_flag=True, help="Ask over REST; --server is then the REST port's.")
 @click.option("--model", help="Name of the model; the one under saved_models/ if there is one.")
 @click.option("--k", type=click.IntRange(1), help="Number of items; as exported if absent.")
@@ -41,6 +53,8 @@ _SPECIAL = ("[CLS]", "[SEP]")
 def command(
     text: str,
     server: str,
+    shards: int | None,
+    partial: bool,
     rest: bool,
     model: str | None,
     k: int | None,
@@ -50,7 +64,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Ask a running server for the items that answer TEXT."""
-    from serving.client import RetrievalClient, ServingError
+    from serving.client import ServingError
 
     if explain is not None and catalog is None:
         raise InputError("--explain needs --catalog, for the texts of the items")
@@ -61,13 +75,16 @@ def command(
         if products
         else {}
     )
-    transport = "rest" if rest else "grpc"
     try:
-        with RetrievalClient(server, model=name, transport=transport, timeout=timeout) as client:
-            hits = client.search([text], k=k)[0]
+        with _client(server, shards, partial, name, rest, timeout) as client:
+            answers = client.search([text], k=k)
             vector = client.encode_queries([text])[0] if explain else None
     except ServingError as error:
         raise click.exceptions.Exit(_failed(error)) from error
+    (hits,) = answers
+    missing = getattr(answers, "missing", [])
+    if missing:
+        say(f"Without {', '.join(missing)}, which did not answer")
     answer = [
         {"item_id": hit.item_id, "score": hit.score}
         | ({"title": titles.get(hit.item_id)} if catalog else {})
@@ -75,7 +92,35 @@ def command(
     ]
     if explain is not None and products is not None and vector is not None:
         _explain(explain, text, vector, products, answer)
-    emit({"query": text, "model": name, "items": answer}, as_json, lambda: _table(answer, _reasons))
+    facts: dict[str, Any] = {"query": text, "model": name, "items": answer}
+    facts |= {"missing": missing} if partial else {}
+    emit(facts, as_json, lambda: _table(answer, _reasons))
+
+
+def _client(
+    server: str, shards: int | None, partial: bool, model: str, rest: bool, timeout: float
+) -> RetrievalClient | ShardedClient:
+    """A client of a server, or of the servers of all shards."""
+    from serving.client import RetrievalClient
+    from serving.fan_out import ShardedClient
+
+    transport = "rest" if rest else "grpc"
+    servers = server.split(",")
+    if shards is None and len(servers) == 1:
+        if partial or "|" in server:
+            raise InputError("--partial and several servers are for shards: name their --shards")
+        return RetrievalClient(server, model=model, transport=transport, timeout=timeout)
+    if len(servers) == 1:
+        servers *= shards or 1
+    if shards not in (None, len(servers)):
+        raise InputError(
+            f"--shards is {shards}, and --server names servers of {len(servers)}: name one of each "
+            "shard, in order, or one that has all of them"
+        )
+    replicas = [one.split("|") for one in servers]
+    return ShardedClient(
+        replicas, model=model, transport=transport, timeout=timeout, partial=partial
+    )
 
 
 def _table(answer: list[dict[str, Any]], reasons: Callable[[dict[str, Any]], str]) -> str:
