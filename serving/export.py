@@ -100,7 +100,7 @@ class BuiltVersion:
         return manifest
 
     def _warmup(self, signatures: set[str]) -> dict[str, dict[str, Any]]:
-        """The values of a few requests for each signature."""
+        """The values of a few requests for each signature; of a shard, for what it is asked."""
         texts = self.items.texts[:_WARMUP_TEXTS] or [""]
         item_ids = self.items.ids[:_WARMUP_TEXTS] or [""]
         openings = [_opening(text) for text in texts]
@@ -136,7 +136,11 @@ class BuiltVersion:
             "shard_item": {"item_id": item_ids},
             "shard_similar": {"item_id": item_ids} | vectors,
         }
-        return {name: values for name, values in inputs.items() if name in signatures}
+        return {
+            name: values
+            for name, values in inputs.items()
+            if name in signatures and name.startswith("shard_") == bool(self.manifest.shard)
+        }
 
 
 @dataclass(frozen=True)

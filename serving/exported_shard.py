@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from serving.exported_module import ExportedModule
-from serving.index.item_index import EMPTY_ID, ItemIndex
+from serving.index.item_index import EMPTY_ID, FLOOR_SCORE, ItemIndex
 from serving.item_columns import ItemColumns
 from serving.lexical import HybridSearch
 from serving.shards import Shard
@@ -23,6 +23,7 @@ from towers.retriever import Retriever
 
 Outputs = dict[str, tf.Tensor]
 
+_SIGNED = ("export_id", "shard", "places")
 _UNKNOWN = np.int64(-1)
 
 _SIGNATURES = (
@@ -58,7 +59,8 @@ class ExportedShard(ExportedModule):
     ) -> None:
         super().__init__(retriever, index, hybrid, columns)
         self._number, self._export_id = shard.number, shard.export_id
-        self._places = tf.Variable(shard.places, trainable=False, dtype=tf.int32)
+        places = shard.places if len(shard.places) else [_UNKNOWN]  # an empty index has one row
+        self._places = tf.Variable(places, trainable=False, dtype=tf.int32)
         query = tf.TensorSpec([None], tf.string, "query")
         item_id = tf.TensorSpec([None], tf.string, "item_id")
         embedding = tf.TensorSpec([None, index.embedding_dim], tf.float32, "embedding")
@@ -87,6 +89,23 @@ class ExportedShard(ExportedModule):
         """Signature name to function."""
         own = {name: getattr(self, name) for name in _SIGNATURES if hasattr(self, name)}
         return super().signatures | own
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "query")], autograph=False)
+    def search(self, query: tf.Tensor) -> Outputs:
+        """See `ExportedModule`; of the shard's items alone."""
+        return _unsigned(self.shard_search(query, *self._first_round(query)))
+
+    def _search_filtered(
+        self, query: tf.Tensor, exclude: tf.Tensor, *filters: tf.Tensor
+    ) -> Outputs:
+        """See `ExportedModule`; of the shard's items alone."""
+        first = self._first_round(query)
+        return _unsigned(self.shard_search_filtered(query, *first, exclude, *filters))
+
+    def _first_round(self, query: tf.Tensor) -> list[tf.Tensor]:
+        """What a shard's own search takes from no other shard."""
+        embedding = self.shard_encode(query)["embedding"]
+        return [embedding] if self._hybrid is None else [embedding, self.shard_best(query)["best"]]
 
     def _encode(self, query: tf.Tensor) -> Outputs:
         """Query embeddings: ``embedding`` float32 ``[N, d]``."""
@@ -143,6 +162,17 @@ class ExportedShard(ExportedModule):
         scores, item_ids = self._nearest_without(embedding, item_id[:, None])
         return self._placed({"item_ids": item_ids, "scores": scores})
 
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "item_id")], autograph=False)
+    def similar(self, item_id: tf.Tensor) -> Outputs:
+        """See `ExportedModule`; of the shard's items alone."""
+        item = self.shard_item(item_id)
+        found = self.shard_similar(item_id, item["embedding"])
+        known = item["known"][:, None] > 0
+        return {
+            "item_ids": tf.where(known, found["item_ids"], EMPTY_ID),
+            "scores": tf.where(known, found["scores"], FLOOR_SCORE),
+        }
+
     def _placed(self, answer: Outputs) -> Outputs:
         rows = self._rows_of(answer["item_ids"])
         places = tf.gather(tf.convert_to_tensor(self._places), tf.maximum(rows, 0))
@@ -159,3 +189,8 @@ class ExportedShard(ExportedModule):
             "export_id": tf.fill(count, self._export_id),
             "shard": tf.fill(count, self._number),
         }
+
+
+def _unsigned(answer: Outputs) -> Outputs:
+    """An answer without what `serving.fan_out` merges it by."""
+    return {name: x for name, x in answer.items() if name not in _SIGNED}

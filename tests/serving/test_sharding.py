@@ -1,13 +1,11 @@
-"""Sharded exports through real servers, against one index over the same items."""
+"""Sharded catalogues against one index over the same items."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +13,26 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.client import Hit, RetrievalClient, ServingError
-from serving.export import export_retriever
+from serving.client import RetrievalClient, ServingError
+from serving.export import BuiltVersion, export_retriever
 from serving.fan_out import ShardedClient
-from serving.loading import load_export
 from serving.manifest import Manifest
 from serving.server.model_watcher import LoadOptions
 from serving.server.server import ModelServer
-from serving.sharded_export import PublishedShards, export_shards
-from serving.sharded_update import update_shards
+from serving.sharded_export import export_shards
 from serving.shards import find_shards, shard_of
-from serving.stored_items import StoredItems
-from serving.update import ChangedItems, update_items
-from serving.verify import verify, verify_shards
-from serving.versions import version_folders
 from towers import InputError, Retriever
 
 WEIGHT = 0.4
 K = 7
 QUERIES = ["electric kettle", "gardn rake", "red mug for coffee", "Crème brûlée", "zzz", "", "漢字"]
 SAME = ["same1", "same2", "same3", "same4"]  # four items that no score tells apart
+COLD = LoadOptions(poll_seconds=0.1, warm_up=False)
 Rows = dict[str, list[Any]]
 
 
-def _rows(tiny_catalog: dict[str, list[str]]) -> Rows:
+@pytest.fixture(scope="module")
+def rows(tiny_catalog: dict[str, list[str]]) -> Rows:
     """The tiny catalogue, some items of other words, and items that are the same but for the id."""
     rows: Rows = {name: list(values) for name, values in tiny_catalog.items()}
     nouns = ("kettle", "mug", "rake", "hose", "torch")
@@ -57,58 +51,26 @@ def _rows(tiny_catalog: dict[str, list[str]]) -> Rows:
     return rows
 
 
-@pytest.fixture(scope="module")
-def rows(tiny_catalog: dict[str, list[str]]) -> Rows:
-    return _rows(tiny_catalog)
-
-
-@pytest.fixture(scope="module")
-def items(tiny_retriever: Retriever, rows: Rows) -> tuple[Any, ...]:
-    texts = tiny_retriever.template.render(rows)
-    return tiny_retriever, rows["item_id"], texts
-
-
-@pytest.fixture(scope="module")
-def options(tiny_retriever: Retriever, rows: Rows, items: tuple[Any, ...]) -> dict[str, Any]:
-    return {
+def _export(
+    retriever: Retriever,
+    rows: Rows,
+    base: Path,
+    shards: int | None = None,
+    weight: float = WEIGHT,
+    **options: Any,
+) -> Any:
+    """One index over all items, or shards of them."""
+    texts = retriever.template.render(rows)
+    options |= {
         "k": K,
-        "lexical_weight": WEIGHT,
-        "lexical_fields": {name: rows[name] for name in ("title", "brand")},
+        "lexical_weight": weight,
+        "lexical_fields": {name: rows[name] for name in ("title", "brand")} if weight else None,
         "columns": {"brand": rows["brand"], "price": rows["price"]},
-        "item_embeddings": tiny_retriever.encode_items(items[2]),
+        "item_embeddings": retriever.encode_items(texts),
     }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("sharding")
-
-
-@pytest.fixture(scope="module")
-def one(folder: Path, items: tuple[Any, ...], options: dict[str, Any]) -> Iterator[RetrievalClient]:
-    """A client of one index over all items."""
-    base = folder / "whole"
-    export_retriever(*items, base, **options)
-    with (
-        ModelServer(base) as server,
-        RetrievalClient(f"127.0.0.1:{server.grpc_port}", model="whole") as client,
-    ):
-        yield client
-
-
-@pytest.fixture(scope="module")
-def sharded(
-    folder: Path, items: tuple[Any, ...], options: dict[str, Any]
-) -> Callable[[int], PublishedShards]:
-    """Returns a function that gives an export in so many shards, made once."""
-    made: dict[int, PublishedShards] = {}
-
-    def export(count: int) -> PublishedShards:
-        if count not in made:
-            made[count] = export_shards(*items, folder / f"shop{count}", shards=count, **options)
-        return made[count]
-
-    return export
+    if shards is None:
+        return export_retriever(retriever, rows["item_id"], texts, base, **options)
+    return export_shards(retriever, rows["item_id"], texts, base, shards=shards, **options)
 
 
 def _assert_same(got: list[list[Any]], expected: list[list[Any]]) -> None:
@@ -121,41 +83,284 @@ def _assert_same(got: list[list[Any]], expected: list[list[Any]]) -> None:
         assert [x[2:] for x in found] == [x[2:] for x in wanted]
 
 
-def _assert_as_one(client: ShardedClient, one: RetrievalClient) -> None:
-    for k in (None, 1, 3):
-        _assert_same(client.search(QUERIES, k=k), one.search(QUERIES, k=k))
-    filters: list[tuple[dict[str, Any], list[str]]] = [
-        ({}, []),
-        ({"brand": ["Harrow", "Oakfield"]}, []),
-        ({"price": (10, 20)}, ["m2", "x7"]),
-        ({"price": (None, 12.5), "brand": ["Harrow"]}, []),
-        ({"price": (1000, None)}, []),
-    ]
+FILTERS: list[tuple[dict[str, Any], list[str]]] = [
+    ({}, []),
+    ({"brand": ["Harrow", "Oakfield"]}, []),
+    ({"price": (10, 20)}, ["m2", "x7"]),
+    ({"price": (None, 12.5), "brand": ["Harrow"]}, []),
+    ({"price": (1000, None)}, []),
+]
+
+
+def _assert_as_one(
+    client: ShardedClient,
+    one: RetrievalClient,
+    queries: list[str],
+    filters: list[tuple[dict[str, Any], list[str]]],
+) -> None:
+    found = one.search(queries)
+    _assert_same(client.search(queries), found)
+    _assert_same(client.search(queries[:1], k=2), [found[0][:2]])
     for allowed, exclude in filters:
-        wanted = one.search_filtered(QUERIES, allowed, exclude)
-        _assert_same(client.search_filtered(QUERIES, allowed, exclude), wanted)
+        wanted = one.search_filtered(queries, allowed, exclude)
+        _assert_same(client.search_filtered(queries, allowed, exclude), wanted)
     asked = ["m2", "unknown", "", "same1", "x3"]
     _assert_same(client.similar(asked), one.similar(asked))
     np.testing.assert_allclose(
-        client.encode_queries(QUERIES), one.encode_queries(QUERIES), atol=1e-6
+        client.encode_queries(queries), one.encode_queries(queries), atol=1e-6
     )
 
 
-@pytest.mark.parametrize(("count", "transport"), [(1, "grpc"), (2, "rest"), (3, "grpc"), (5, "grpc")])
-def test_shards_on_one_server_answer_as_one_index(
-    count: int,
-    transport: str,
-    sharded: Callable[[int], PublishedShards],
-    one: RetrievalClient,
+# In this process: the graph's own functions, eagerly, in the place of servers.
+
+
+class InProcess:
+    """A transport to the module of an export that was built and not written."""
+
+    def __init__(self, module: tf.Module) -> None:
+        self._functions = module.signatures
+
+    def predict(self, signature: str, inputs: dict[str, Any], **_: Any) -> dict[str, np.ndarray]:
+        function = self._functions[signature]
+        tensors = [
+            tf.reshape(
+                tf.constant(inputs[spec.name], spec.dtype),
+                [len(inputs[spec.name]), *([-1] if spec.shape.rank == 2 else [])],
+            )
+            for spec in function.input_signature
+        ]
+        assert len(inputs) >= len(tensors)
+        outputs = function(*tensors)
+        return {
+            name: np.char.decode(x.numpy().astype(bytes)).astype(object)
+            if x.dtype == tf.string
+            else x.numpy()
+            for name, x in outputs.items()
+        }
+
+    def signatures(self, **_: Any) -> dict[str, dict[str, str]]:
+        return {
+            name: {
+                spec.name: "DT_STRING" if spec.dtype == tf.string else "DT_FLOAT"
+                for spec in function.input_signature
+            }
+            for name, function in self._functions.items()
+        }
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def clients(
+    monkeypatch: pytest.MonkeyPatch, tiny_retriever: Retriever, tmp_path: Path
+) -> Iterator[Callable[..., tuple[ShardedClient, RetrievalClient]]]:
+    """Returns a function that gives a client of shards and one of a single index over all items."""
+    built: list[tf.Module] = []
+
+    def keep(version: BuiltVersion, folder: Path, model_name: str, **_: Any) -> Manifest:
+        built.append(version.module)
+        return version.manifest
+
+    def transport(address: str, model: str, *_: Any) -> InProcess:
+        return InProcess(built[int(address)])
+
+    monkeypatch.setattr(BuiltVersion, "write", keep)
+    monkeypatch.setattr("serving.fan_out.make_transport", transport)
+    monkeypatch.setattr("serving.client.make_transport", transport)
+
+    def make(rows: Rows, count: int, weight: float) -> tuple[ShardedClient, RetrievalClient]:
+        published = _export(tiny_retriever, rows, tmp_path / "shop", count, weight)
+        counts = Counter(shard_of(item_id, count) for item_id in rows["item_id"])
+        assert [x.item_count for x in published.manifests] == [counts[n] for n in range(count)]
+        _export(tiny_retriever, rows, tmp_path / "whole", weight=weight)
+        shards = [str(number) for number in range(count)]
+        return ShardedClient(shards, model="shop"), RetrievalClient(str(count), model="whole")
+
+    tf.config.run_functions_eagerly(True)
+    yield make
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.parametrize(
+    ("count", "weight"), [(1, WEIGHT), (3, WEIGHT), (5, WEIGHT), (3, 0.0), (5, 1.0)]
+)
+def test_shards_answer_as_one_index(
+    count: int, weight: float, rows: Rows, clients: Callable[..., Any]
 ) -> None:
-    published = sharded(count)
-    assert published.item_count == 34
-    with ModelServer(model_config_file=published.config) as server:
-        port = server.grpc_port if transport == "grpc" else server.rest_port
-        addresses = [f"127.0.0.1:{port}"] * count
-        with ShardedClient(addresses, model=f"shop{count}", transport=transport) as client:
-            _assert_as_one(client, one)
-            assert client.search([]) == []
-            assert client.search(["mug"]).missing == []
-            state = {name: [x.state for x in of_shard] for name, of_shard in client.status().items()}
-    assert state == {path.parent.name: ["AVAILABLE"] for path in published.paths}
+    sharded, one = clients(rows, count, weight)
+    _assert_as_one(sharded, one, QUERIES[1:4], FILTERS[3:4])
+
+
+@pytest.mark.parametrize("weight", [0.0, WEIGHT])
+def test_shards_without_any_item(weight: float, rows: Rows, clients: Callable[..., Any]) -> None:
+    few = {name: values[:3] for name, values in rows.items()}
+    assert len({shard_of(item_id, 5) for item_id in few["item_id"]}) < 4
+    sharded, one = clients(few, 5, weight)
+    _assert_as_one(sharded, one, QUERIES[2:3], FILTERS[3:4])
+    assert len(sharded.search(["mug"])[0]) == 3
+
+
+def test_equal_scores_come_in_the_order_of_the_catalogue(
+    rows: Rows, clients: Callable[..., Any]
+) -> None:
+    shards = [shard_of(item_id, 5) for item_id in SAME]
+    assert sorted(shards) != shards  # the order of shards is another one
+    sharded, _ = clients(rows, 5, WEIGHT)
+    (hits,) = sharded.search(["red mug holds 350 ml."])
+    found = [hit for hit in hits if hit.item_id in SAME]
+    assert [hit.item_id for hit in found] == SAME
+    assert len({round(hit.score, 6) for hit in found}) == 1
+
+
+# Through servers.
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, tiny_retriever: Retriever, rows: Rows) -> Path:
+    """A folder with one index, `whole`, and two shards, `shop`, which hold the same items."""
+    folder = tmp_path_factory.mktemp("models")
+    _export(tiny_retriever, rows, folder / "whole")
+    _export(tiny_retriever, rows, folder / "shop", 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(models: Path) -> Iterator[RetrievalClient]:
+    with (
+        ModelServer(models / "whole", loading=COLD) as server,
+        RetrievalClient(f"127.0.0.1:{server.grpc_port}", model="whole") as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def both(models: Path) -> Iterator[ModelServer]:
+    """One server of both shards, by the file that the export wrote."""
+    with ModelServer(model_config_file=models / "shop" / "models.config", loading=COLD) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def apart(models: Path) -> Iterator[list[ModelServer]]:
+    """A server for each shard."""
+    shards = find_shards(models / "shop")
+    assert shards is not None
+    servers = [ModelServer(path.parent, loading=COLD) for path in shards.paths]
+    with servers[0], servers[1]:
+        yield servers
+
+
+def _grpc(*servers: ModelServer) -> list[str]:
+    return [f"127.0.0.1:{server.grpc_port}" for server in servers]
+
+
+@pytest.mark.parametrize("transport", ["grpc", "rest"])
+def test_one_server_of_all_shards(
+    transport: str, both: ModelServer, one: RetrievalClient, models: Path
+) -> None:
+    port = both.grpc_port if transport == "grpc" else both.rest_port
+    with ShardedClient([f"127.0.0.1:{port}"] * 2, model="shop", transport=transport) as client:
+        _assert_as_one(client, one, QUERIES, FILTERS)
+        assert client.search([]) == client.similar([]) == client.search_filtered([]) == []
+        assert client.search(["mug"]).missing == []
+        states = {name: [x.state for x in versions] for name, versions in client.status().items()}
+    names = ["shop-00000-of-00002", "shop-00001-of-00002"]
+    assert states == {name: ["AVAILABLE"] for name in names}
+
+
+def test_a_server_for_each_shard(apart: list[ModelServer], one: RetrievalClient) -> None:
+    with ShardedClient(_grpc(*apart), model="shop") as client:
+        _assert_as_one(client, one, QUERIES, FILTERS)
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(client.search, [[query] for query in QUERIES * 4]))
+    expected = [one.search([query])[0] for query in QUERIES]
+    _assert_same([answer[0] for answer in answers], expected * 4)
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address where no server answers."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """An address that connects, and never says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_shard_that_is_down_is_an_error(apart: list[ModelServer], nobody: str) -> None:
+    with ShardedClient([*_grpc(apart[0]), nobody], model="shop") as client:
+        for ask in (client.search, client.search_filtered, client.similar):
+            with pytest.raises(ServingError, match=f"shop-00001-of-00002 at {nobody}") as raised:
+                ask(["mug"])
+            assert raised.value.code == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize("down", ["nobody", "silent"])
+def test_or_a_partial_answer(
+    down: str,
+    apart: list[ModelServer],
+    one: RetrievalClient,
+    rows: Rows,
+    request: pytest.FixtureRequest,
+) -> None:
+    address = request.getfixturevalue(down)
+    servers = [*_grpc(apart[0]), address]
+    with ShardedClient(servers, model="shop", timeout=3, partial=True) as client:
+        for _ in range(3):
+            answers = client.search(QUERIES)
+            assert answers.missing == ["shop-00001-of-00002"]
+            found = {hit.item_id for hits in answers for hit in hits}
+            assert found <= {x for x in rows["item_id"] if shard_of(x, 2) == 0}
+            assert [len(hits) for hits in answers] == [K] * len(QUERIES)
+    with (
+        ShardedClient([address, address], model="shop", timeout=1, partial=True) as client,
+        pytest.raises(ServingError),
+    ):
+        client.search(["mug"])
+
+
+def test_another_server_of_a_shard_takes_over(
+    apart: list[ModelServer], both: ModelServer, one: RetrievalClient, nobody: str, silent: str
+) -> None:
+    first, second = _grpc(*apart)
+    shards = [[nobody, first, *_grpc(both)], [silent, second]]
+    expected = one.search(QUERIES)
+    with ShardedClient(shards, model="shop", timeout=8) as client:
+        for _ in range(4):
+            _assert_same(client.search(QUERIES), expected)
+
+
+def test_a_refusal_is_not_tried_elsewhere(apart: list[ModelServer]) -> None:
+    with ShardedClient(_grpc(*apart), model="shop", partial=True) as client:
+        with pytest.raises(InputError, match=r"no column 'colour'.*brand, price"):
+            client.search_filtered(["mug"], {"colour": ["red"]})
+        with pytest.raises(InputError, match="'price' holds numbers"):
+            client.search_filtered(["mug"], {"price": ["red"]})
+        with pytest.raises(InputError, match="'brand' holds texts"):
+            client.search_filtered(["mug"], {"brand": (1, 2)})
+
+
+def test_a_shard_under_the_name_of_another(apart: list[ModelServer], models: Path) -> None:
+    shards = find_shards(models / "shop")
+    assert shards is not None
+    wrong = ModelServer(
+        shards.paths[1].parent, model_name=shards.paths[0].parent.name, loading=COLD
+    )
+    with (
+        wrong,
+        ShardedClient(_grpc(wrong, apart[1]), model="shop") as client,
+        pytest.raises(ServingError, match="serves shard 1 under the name shop-00000-of-00002"),
+    ):
+        client.search(["mug"])
+
+
+def test_bad_arguments() -> None:
+    for shards in ([], "localhost:8500", [["localhost:8500"], []], ["localhost"]):
+        with pytest.raises(InputError):
+            ShardedClient(shards, model="shop")
