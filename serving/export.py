@@ -307,7 +307,8 @@ def build_version(
             rows,
             shard.column_kinds if shard else None,
         )
-    texts, source = [], ""
+    texts: list[str] = []
+    source = ""
     if items.ids:
         if may_be_approximate(index, len(items.ids)):
             texts, source = recall_queries(sample_queries, items.texts, seed)

@@ -8,6 +8,7 @@ all shards and merges what they answer into what one index would have answered.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -167,15 +168,16 @@ def export_shards(
     of_item = np.array([shard_of(item_id, shards) for item_id in item_ids])
 
     def items_of(number: int) -> StoredItems:
-        rows = np.flatnonzero(of_item == number)
+        places = np.flatnonzero(of_item == number)
+        rows = places.tolist()
         texts = [item_texts[row] for row in rows]
         return StoredItems(
             [item_ids[row] for row in rows],
             texts,
-            encode(rows, texts) if texts else np.zeros((0, retriever.embedding_dim), np.float32),
+            encode(places, texts) if texts else np.zeros((0, retriever.embedding_dim), np.float32),
             _rows_of(lexical_fields, rows),
             _rows_of(columns, rows),
-            places=rows.astype(np.int32),
+            places=places.astype(np.int32),
         )
 
     return publish_shards(
@@ -265,7 +267,8 @@ def publish_shards(
                     shard=Shard(number, count, export_id, items.places, statistics, column_kinds),
                 )
                 manifests.append(built.write(draft.path, folder.name, stock_server=stock_server))
-                del built, items  # or two shards would be held at a time
+                del built, items
+                gc.collect()  # graphs hold themselves: or two shards would be there at a time
             report("build shards", count, count)
     finally:
         for folder in missing:  # those that nothing came of
@@ -297,5 +300,5 @@ def _export_id(
     return hashlib.sha256(repr(whole).encode()).hexdigest()[:16]
 
 
-def _rows_of(columns: Mapping[str, Sequence] | None, rows: np.ndarray) -> dict[str, list]:
+def _rows_of(columns: Mapping[str, Sequence] | None, rows: list[int]) -> dict[str, list]:
     return {name: [values[row] for row in rows] for name, values in (columns or {}).items()}

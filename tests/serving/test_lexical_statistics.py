@@ -60,5 +60,5 @@ def test_parts_add_up_and_score_as_the_whole(parts: list[list[int]]) -> None:
 
 
 def test_statistics_of_another_catalogue_are_refused() -> None:
-    with pytest.raises(InputError, match="lack the word 'lawnmower'"):
+    with pytest.raises(InputError, match="lack the word '20'"):
         LexicalIndex.build(_fields([4]), statistics=_statistics([0, 1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +21,11 @@ from serving.manifest import Manifest
 from serving.server.model_watcher import LoadOptions
 from serving.server.server import ModelServer
 from serving.sharded_export import export_shards
+from serving.sharded_update import update_shards
 from serving.shards import find_shards, shard_of
+from serving.stored_items import StoredItems
+from serving.update import ChangedItems, update_items
+from serving.verify import verify, verify_shards
 from towers import InputError, Retriever
 
 WEIGHT = 0.4
@@ -358,6 +363,102 @@ def test_a_shard_under_the_name_of_another(apart: list[ModelServer], models: Pat
         pytest.raises(ServingError, match="serves shard 1 under the name shop-00000-of-00002"),
     ):
         client.search(["mug"])
+
+
+# New versions.
+
+
+@pytest.fixture(scope="module")
+def updated(
+    models: Path, tiny_retriever: Retriever, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The models with changed items, as version 2."""
+    folder = Path(shutil.copytree(models, tmp_path_factory.mktemp("updated") / "models"))
+
+    def changed(item_ids: list[str], titles: list[str]) -> ChangedItems:
+        rows = {"title": titles, "brand": [""] * len(titles), "description": [""] * len(titles)}
+        texts = tiny_retriever.template.render({"item_id": item_ids, **rows})
+        fields = {name: rows[name] for name in ("title", "brand")}
+        return ChangedItems(
+            item_ids, texts, fields, {"brand": rows["brand"], "price": [3.0] * len(titles)}
+        )
+
+    changes: dict[str, Any] = {
+        # "Red mug" again, after all others in the catalogue, and a word that was nowhere before.
+        "add": changed(["n1", "n2"], ["Red mug", "Zinc kettle"]),
+        "replace": changed(["x3", "m2"], ["Zinc bucket", "Red mug"]),
+        "remove": ["x1", "g1", "x8"],
+    }
+    update_items(folder / "whole", **changes)
+    shards = find_shards(folder / "shop")
+    assert shards is not None
+    result = update_shards(shards, **changes)
+    assert (result.added, result.replaced, result.removed, result.encoded) == (2, 2, 3, 4)
+    assert (result.shards.version, result.shards.item_count) == (2, 33)
+    return folder
+
+
+def test_changed_shards_answer_as_a_changed_index(updated: Path) -> None:
+    with (
+        ModelServer(updated / "whole", loading=COLD) as whole,
+        ModelServer(model_config_file=updated / "shop" / "models.config", loading=COLD) as shards,
+        RetrievalClient(*_grpc(whole), model="whole") as one,
+        ShardedClient(_grpc(shards) * 2, model="shop") as client,
+    ):
+        _assert_as_one(client, one, [*QUERIES, "zinc", "Red mug"], FILTERS)
+        states = {len(versions) for versions in client.status().values()}
+    assert states == {2}  # the older one stays in service
+
+    shards_now = find_shards(updated / "shop")
+    assert shards_now is not None
+    found = verify_shards(shards_now, sample=8)
+    assert (found.problems, found.item_count, found.recall) == ([], 33, 1.0)
+    with pytest.raises(InputError, match="one of 2 shards"):
+        verify(shards_now.paths[0])
+    with pytest.raises(InputError, match="one of 2 shards"):
+        update_items(shards_now.paths[0].parent, remove=["k1"])
+    for changes, message in [
+        ({"remove": ["nobody"]}, "'nobody' is not in the export"),
+        ({"remove": ["k1", "k1"]}, "named more than once"),
+        ({}, "nothing to change"),
+        (
+            {"remove": [x for path in shards_now.paths for x in StoredItems.read(path).ids]},
+            "no item",
+        ),
+    ]:
+        with pytest.raises(InputError, match=message):
+            update_shards(shards_now, **changes)
+
+
+def test_shards_of_different_exports_are_not_merged(
+    updated: Path, apart: list[ModelServer]
+) -> None:
+    # The first shard has version 2 alone in service, the second version 1.
+    with (
+        ModelServer(updated / "shop" / "shop-00000-of-00002", loading=COLD) as ahead,
+        ShardedClient(_grpc(ahead, apart[1]), model="shop", partial=True) as client,
+    ):
+        for ask in (client.search, client.search_filtered):
+            with pytest.raises(ServingError, match="the shards are of different exports") as raised:
+                ask(["mug"])
+            assert raised.value.code == "FAILED_PRECONDITION"
+
+
+@pytest.mark.parametrize("transport", ["grpc", "rest"])
+def test_while_a_version_comes_in_the_older_one_answers(
+    transport: str, updated: Path, apart: list[ModelServer], one: RetrievalClient
+) -> None:
+    config = updated / "shop" / "models.config"  # two versions of each
+    with ModelServer(model_config_file=config, loading=COLD) as ahead:
+        port = "grpc_port" if transport == "grpc" else "rest_port"
+        servers = [f"127.0.0.1:{getattr(server, port)}" for server in (ahead, apart[1])]
+        with ShardedClient(servers, model="shop", transport=transport) as client:
+            for _ in range(2):
+                _assert_same(client.search(QUERIES), one.search(QUERIES))
+            _assert_same(
+                client.search_filtered(QUERIES, {"brand": ["Harrow"]}),
+                one.search_filtered(QUERIES, {"brand": ["Harrow"]}),
+            )
 
 
 def test_bad_arguments() -> None:

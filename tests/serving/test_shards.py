@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,26 @@ def test_every_item_lies_in_its_shard(
         path.parent.name: str(path.parent) for path in published.paths
     }
     assert {model.model_version_policy.latest.num_versions for model in served.values()} == {2}
+
+
+def test_one_shard_is_held_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_retriever: Retriever,
+    tiny_catalog: dict[str, list[str]],
+    tmp_path: Path,
+) -> None:
+    modules = []
+    save = BuiltVersion.write
+
+    def write(version: BuiltVersion, *arguments: Any, **options: Any) -> Manifest:
+        assert [module() for module in modules] == [None] * len(modules)
+        modules.append(weakref.ref(version.module))
+        return save(version, *arguments, **options)
+
+    monkeypatch.setattr(BuiltVersion, "write", write)
+    texts = tiny_retriever.template.render(tiny_catalog)
+    export_shards(tiny_retriever, tiny_catalog["item_id"], texts, tmp_path / "shop", shards=2)
+    assert len(modules) == 2
 
 
 def test_the_export_id_tells_what_scores_depend_on(

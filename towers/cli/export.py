@@ -124,7 +124,7 @@ def command(
             if embeddings is None
             else embeddings
         )
-        published = export_shards(*items, shards=shards, **options)
+        published = export_shards(*items, shards=shards, **options, progress=_tell_shard)
         facts = {
             "path": str(published.base),
             "version": published.version,
@@ -149,6 +149,11 @@ def command(
         as_json,
         lambda: _report(result),
     )
+
+
+def _tell_shard(stage: str, done: int, total: int) -> None:
+    if stage == "build shards" and done < total:
+        say(f"Shard {done + 1} of {total}")
 
 
 def _report_shards(published: PublishedShards) -> str:
