@@ -7,6 +7,7 @@ docs/scale.md for how they are served.
 from __future__ import annotations
 
 import itertools
+import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -152,8 +153,8 @@ class ShardedClient:
         """Makes a client; the first call connects.
 
         Args:
-          shards: Of each shard, in order, the address of its server, or those of several that are
-            asked in turn. One server may have several shards, or all.
+          shards: Of each shard, in order, the address of its server, or those of several, of
+            which any is asked. One server may have several shards, or all.
           model: The name of the whole, `NAME` of `towers export --output saved_models/NAME`; the
             shards are served as `NAME-00000-of-00002` and so on.
           transport: "grpc" or "rest".
@@ -186,7 +187,6 @@ class ShardedClient:
             for number, (name, addresses) in enumerate(zip(self._names, servers, strict=True))
         ]
         self._timeout, self._partial = timeout, partial
-        self._turn = itertools.count()
         self._plan: dict[str, dict[str, str]] | None = None
         self._pool = ThreadPoolExecutor(_CALLERS * len(servers), thread_name_prefix="shard")
 
@@ -424,9 +424,8 @@ class ShardedClient:
         deadline: float,
     ) -> tuple[_Server, _Result]:
         """What the first server says that can; those that failed a moment ago are asked last."""
-        turn = next(self._turn) % len(servers)
-        order = [*servers[turn:], *servers[:turn]]
-        order.sort(key=lambda server: server.failed is not None)  # keeps the rest in turn
+        order = random.sample(servers, len(servers))
+        order.sort(key=lambda server: server.failed is not None)  # keeps the rest as drawn
         error = ServingError("DEADLINE_EXCEEDED", f"{order[0].name}: no time was left to ask it")
         for left, server in zip(range(len(order), 0, -1), order, strict=True):
             if self._partial and (failed := server.failed):

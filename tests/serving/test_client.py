@@ -44,6 +44,11 @@ def test_similar(client):
     assert client.similar(["p2", "p1", "p9"]) == [[("2", 1.0)], [("1", 1.0)], [("-1", 1.0)]]
 
 
+def test_a_model_without_columns_is_not_filtered(client):
+    with pytest.raises(ServingError, match="exported without columns to filter by"):
+        client.search_filtered(["mug"])
+
+
 def test_embeddings_come_as_an_array(client):
     embeddings = client.encode_queries(["a", "abc"])
     assert embeddings.dtype == np.float32

@@ -274,6 +274,30 @@ def test_one_server_of_all_shards(
     assert states == {name: ["AVAILABLE"] for name in names}
 
 
+@pytest.mark.parametrize("transport", ["grpc", "rest"])
+def test_filters_allow_what_they_say(transport: str, both: ModelServer, rows: Rows) -> None:
+    port = both.grpc_port if transport == "grpc" else both.rest_port
+    kept = dict(zip(rows["item_id"], zip(rows["brand"], rows["price"], strict=True), strict=True))
+    ours = {x: kept[x] for x in kept if shard_of(x, 2) == 0}
+    allowed = [
+        set(ours),
+        {x for x, (brand, _) in ours.items() if brand in ("Harrow", "Oakfield")},
+        {x for x, (_, price) in ours.items() if price and 10 <= price <= 20} - {"m2", "x7"},
+        {x for x, (brand, price) in ours.items() if price and price <= 12.5 and brand == "Harrow"},
+        set(),
+    ]
+    name = "shop-00000-of-00002"
+    with RetrievalClient(f"127.0.0.1:{port}", model=name, transport=transport) as client:
+        for (filters, exclude), wanted in zip(FILTERS, allowed, strict=True):
+            for hits in client.search_filtered(["mug", "rake"], filters, exclude):
+                assert len(hits) == min(K, len(wanted))
+                assert {hit.item_id for hit in hits} <= wanted
+                for hit in hits:
+                    brand, price = kept[hit.item_id]
+                    assert hit.columns == {"brand": brand, "price": price or 0}
+        assert len(client.search_filtered(["mug"], k=2)[0]) == 2
+
+
 def test_a_server_for_each_shard(apart: list[ModelServer], one: RetrievalClient) -> None:
     with ShardedClient(_grpc(*apart), model="shop") as client:
         _assert_as_one(client, one, QUERIES, FILTERS)
