@@ -71,7 +71,7 @@ def test_shards_are_exported_asked_and_changed(
     assert found is not None
     assert found.version == 1
     address = f"127.0.0.1:{server.grpc_port}"
-    ask = ("query", "gardn rake", "--model", "shop", "--k", 3, "--json")
+    ask = ("query", "gardn rake", "--model", "shop", "--k", 3, "--json", "--timeout", 120)
     for servers in (("--server", address, "--shards", 2), ("--server", f"{address},{address}")):
         answer = towers(*ask, *servers).json
         assert answer["items"][0]["item_id"] == "g1"
