@@ -33,7 +33,7 @@ from serving.versions import check_model_folder, new_version
 from serving.warmup import write_warmup
 from towers.errors import InputError
 from towers.item_text import text_of
-from towers.recommender import CatalogRecommender, Recommender
+from towers.recommender import Recommender
 from towers.retriever import Retriever
 
 DEFAULT_K = 10
@@ -58,7 +58,6 @@ class BuiltVersion:
         retriever: the towers, in float32.
         index: the index in the graph.
         columns: the items' columns; None without.
-        users: the recommender over the items; None without.
     """
 
     module: ExportedModule
@@ -67,7 +66,6 @@ class BuiltVersion:
     retriever: Retriever
     index: ItemIndex
     columns: ItemColumns | None = None
-    users: CatalogRecommender | None = None
 
     def write(self, folder: Path, model_name: str, *, stock_server: bool = False) -> Manifest:
         """Writes the version into an empty folder, and lets go of what its index holds.
@@ -363,7 +361,7 @@ def build_version(
         server="",  # known once the graph is written
         run_id=run_id,
     )
-    return BuiltVersion(module, manifest, items, retriever, chosen.index, columns, users)
+    return BuiltVersion(module, manifest, items, retriever, chosen.index, columns)
 
 
 def checked_index(index: IndexKind, k: int, lexical_weight: float) -> IndexKind:

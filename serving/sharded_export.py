@@ -45,6 +45,8 @@ from towers.item_text import text_of
 from towers.recommender import Recommender
 from towers.retriever import Retriever
 
+_TAKEN = ("embedding", "best", "places", "shard", "export_id")
+
 Encode = Callable[[list[str]], np.ndarray]
 """From item texts to embeddings, float32 ``[len(texts), d]``."""
 
@@ -144,6 +146,11 @@ def export_shards(
     given = item_embeddings if isinstance(item_embeddings, np.ndarray) else None
     check_items(retriever, item_ids, item_texts, given)
     kinds = ItemColumns(columns, len(item_ids)).kinds if columns else {}
+    if taken := set(kinds) & set(_TAKEN):
+        raise InputError(
+            f"a column of shards cannot be called {sorted(taken)[0]!r}: {', '.join(_TAKEN)} are "
+            "names of their own inputs and outputs"
+        )
     retriever = retriever.as_float32()
     statistics = None
     if lexical_weight:

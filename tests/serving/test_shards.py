@@ -232,6 +232,8 @@ def test_what_cannot_be_is_refused(
         export(2, recommender=object())
     with pytest.raises(InputError, match="ScaNN"):
         export(2, index="scann", lexical_weight=0.4)
+    with pytest.raises(InputError, match="a column of shards cannot be called 'best'"):
+        export(2, columns={"best": ["x"] * 8, "brand": ["y"] * 8})
     assert not (tmp_path / "shop").exists()
     export(2)
     with pytest.raises(InputError, match="holds 2 shards: export with --shards"):
