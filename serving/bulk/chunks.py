@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from serving.bulk.files import new_file, open_file
-from serving.bulk.sharding import shard_of
+from serving.shards import shard_of
 
 # What a chunk holds at most, which is what a worker keeps in memory of it.
 _ITEMS = 1 << 17

@@ -16,7 +16,7 @@ from serving.bulk.output import (
     ShardDigest,
 )
 from serving.bulk.shard_files import read_shard_file
-from serving.bulk.sharding import shard_of
+from serving.shards import shard_of
 from towers.errors import InputError
 
 
