@@ -23,6 +23,7 @@ from reporting import arguments, report
 from towers import Retriever
 from towers.encoding import fast_dtype
 from towers.item_text import ItemTemplate
+from towers.review_sentiment import DISLIKE
 from training.evaluation import bootstrap_interval
 from training.heads.logistic import fit_logistic
 from training.text_table import TextTable
@@ -186,15 +187,16 @@ def _variants(reviews: Reviews, tone: Any, centre: np.ndarray, split: str) -> It
         return np.concatenate([of_liked, dislike * (reviews.rating[disliked] - 3) / 2])
 
     def predicted(liked: np.ndarray, disliked: np.ndarray) -> np.ndarray:
-        return tone(reviews.vectors[np.concatenate([liked, disliked])])
+        sentiment = tone(reviews.vectors[np.concatenate([liked, disliked])])
+        return np.where(sentiment < 0, DISLIKE * sentiment, sentiment)
 
     yield "likes alone", lambda a, b: stars(a, b, 0.0), 0.0
     yield "ratings passed over", lambda a, b: np.ones(len(a) + len(b)), 0.0
-    yield "likes and dislikes", stars, 0.0
+    yield "likes and dislikes", lambda a, b: stars(a, b, DISLIKE), 0.0
     yield f"the same, tone predicted ({LABELLED} ratings)", predicted, 0.0
+    yield "likes and whole dislikes", stars, 0.0
     if split == "dev":
         yield "dislikes by half", lambda a, b: stars(a, b, 0.5), 0.0
-        yield "dislikes by a quarter", lambda a, b: stars(a, b, 0.25), 0.0
         yield "likes alone, centred", lambda a, b: stars(a, b, 0.0), centre
         yield "likes and dislikes, centred", stars, centre
 

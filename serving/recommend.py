@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from serving.index.exhaustive import best_items
 from towers.recommender import CatalogRecommender
+from towers.review_sentiment import DISLIKE
 from towers.user_tower import embed_users
 
 ScoresOfQueries = Callable[[tf.Tensor], tf.Tensor]
@@ -125,6 +126,7 @@ class RecommendGraph(tf.Module):
                 tf.clip_by_value((rating - 3.0) / 2.0, -1.0, 1.0),
                 tf.tanh((tf.linalg.matvec(vectors, tone) + self._tone_bias) / 2.0),
             )
+            sentiment = tf.where(sentiment < 0, DISLIKE * sentiment, sentiment)
             sums = tf.math.unsorted_segment_sum(sentiment[:, None] * vectors, user, count)
             total = tf.math.unsorted_segment_sum(tf.abs(sentiment), user, count)
             return tf.math.divide_no_nan(sums, total[:, None])

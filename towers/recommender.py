@@ -61,7 +61,7 @@ class Recommender:
     co-occurrence of items in histories, `W` the overlap of the items' words, `n_j` how often an
     item was taken, lately above all, and `r_p` falls by `decay` with each newer item and sums to 1.
     `v_r` are the vectors of the reviews that the user wrote, as a query tower makes them, and `s_r`
-    in [-1, 1] says how pleased they were: what is like the disliked is pushed away.
+    in [-.25, 1] says how pleased they were: what is like the disliked is pushed away.
 
     Attributes:
         user_tower: the attention head.

@@ -11,13 +11,19 @@ import numpy as np
 _MILDLY_LIKED = float(np.log(3.0))
 
 
+DISLIKE = 0.25
+"""What a complaint counts beside as much praise. Two reviews have most in common in what they are
+about, and what somebody complains of they shop for: pushed away whole, it takes much of what they
+like along (docs/recommendations.md)."""
+
+
 @dataclass(frozen=True)
 class ReviewSentiment:
-    """Sentiments of reviews, in [-1, 1], and the vector of a user that they make.
+    """Sentiments of reviews, in [-.25, 1], and the vector of a user that they make.
 
     Where a rating from 1 to 5 is given, the sentiment is `(rating - 3) / 2`. Else a linear head
     over the review's vector `v` predicts it: the probability that the review is one of praise less
-    that of complaint, `tanh((<kernel, v> + bias) / 2)`.
+    that of complaint, `tanh((<kernel, v> + bias) / 2)`. What is below 0 counts a quarter.
 
     Attributes:
         kernel: float32 `[d]`.
@@ -46,7 +52,8 @@ class ReviewSentiment:
         given = rated(ratings)
         by_rating = np.clip((np.where(given, ratings, 3.0) - 3.0) / 2.0, -1.0, 1.0)
         predicted = np.tanh((vectors @ self.kernel + self.bias) / 2.0)
-        return np.where(given, by_rating, predicted).astype(np.float32)
+        sentiment = np.where(given, by_rating, predicted).astype(np.float32)
+        return np.where(sentiment < 0, np.float32(DISLIKE) * sentiment, sentiment)
 
     def user_vectors(
         self, vectors: Sequence[np.ndarray], ratings: Sequence[np.ndarray]
