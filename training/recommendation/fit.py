@@ -35,6 +35,8 @@ PARTS = ("text", "co_occurrence", "words", "popularity", "reviews")
 _PRIOR = BlendWeights(text=8.0, co_occurrence=0.0, words=8.0, popularity=0.2)
 # A query says what is wanted now, a history what was: not learned, histories hold no queries.
 _QUERY_TO_TEXT = 3.0
+# Who is known by nothing gets what is popular, also where that tells nothing of others.
+_LEAST_POPULARITY = 1e-3
 _MIN_REVIEWERS = 20  # fewer do not tell how much reviews count
 _CANDIDATES = 5_000
 
@@ -203,6 +205,8 @@ def fit_recommender(
     if reviewers < _MIN_REVIEWERS:
         parts, reviewers = [part for part in parts if part != "reviews"], 0
     weights, likelihood = examples.weights(parts)
+    if "popularity" in settings.parts:
+        weights = replace(weights, popularity=max(weights.popularity, _LEAST_POPULARITY))
     if "reviews" in settings.parts and not reviewers:
         weights = replace(weights, reviews=REVIEWS_TO_TEXT * weights.text)
     trained, near = fit(histories)

@@ -352,6 +352,17 @@ def test_where_order_says_nothing_old_items_count_as_much():
     assert choices.half_life is None
 
 
+def test_unknown_users_get_what_is_popular_where_it_tells_nothing_of_others(monkeypatch):
+    fitted = np.array([2.0, 3.0, 1.0, 0.0])  # of RecommenderSettings.parts, popularity the last
+    monkeypatch.setattr("training.recommendation.fit.choose_blend", lambda *_: (fitted, -1.0))
+    histories, ids, texts, vectors = world()
+    histories += [np.array([row, 41]) for row in range(41)]
+    learned = fit_recommender(histories, ids, texts, vectors, RecommenderSettings(user_tower=QUICK))
+    shop = learned.recommender.over(ids, texts, vectors)
+    assert shop.recommend([[], ["unknown"]], k=1)[0][0][0] == "i41"
+    assert 0 < learned.recommender.weights.popularity < 0.01
+
+
 def test_few_users_get_the_weights_of_no_data():
     histories, ids, texts, vectors = world(3)
     fit = fit_recommender(histories, ids, texts, vectors)
