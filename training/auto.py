@@ -24,8 +24,9 @@ _SHARES = (0.5, 1.0)
 # that differed; docs/auto.md. The spread is that of one query's gain, known as from ten of them.
 _PRIOR_GAIN = 0.01  # from 32 queries on; nothing at 8 or fewer
 _PRIOR_SPREAD = 0.03
-# Less is not worth the risk.
+# Less is not worth the risk, unless the towers alone gain by more than this many standard errors.
 LEAST_GAIN = 0.005
+_CERTAIN = 2.0
 _QUERY_SPREAD = 0.25
 _QUERY_SPREAD_COUNT = 10
 
@@ -43,6 +44,8 @@ class Trial:
         error: standard error of `gain`.
         expected: gain to be expected on other queries: `gain`, drawn to what is known of the method
             from elsewhere the more, the fewer queries there are.
+        alone: the same of the towers without words.
+        alone_error: standard error of the mean gain of the towers without words.
     """
 
     method: Method
@@ -52,6 +55,14 @@ class Trial:
     gain: float = 0.0
     error: float = 0.0
     expected: float = 0.0
+    alone: float = 0.0
+    alone_error: float = 0.0
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether more is to be expected than of zero-shot towers."""
+        least = 0.0 if self.alone > _CERTAIN * self.alone_error else LEAST_GAIN
+        return self.expected > least
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,8 @@ def choose_method(
 
     A few queries are a poor witness. Their mean gain is combined with what is known from other
     catalogues, as two normal distributions are (a shrinkage estimate: Efron & Morris 1975), and the
-    candidate with the highest expected gain is taken: zero-shot where none is above .005.
+    candidate with the highest expected gain is taken: zero-shot where none is above .005, or above
+    0 where the towers alone gain by more than two standard errors.
 
     Args:
         retriever: the towers before training.
@@ -164,13 +176,16 @@ def choose_method(
 
     if not folds:
         cosines["zero-shot", 0.0].append(held_out.cosine(retriever, None))
-    trials, ndcg = list[Trial](), list[np.ndarray]()
+    trials = list[Trial]()
+    untrained = held_out.ndcg(cosines["zero-shot", 0.0])
     for (method, share), parts in cosines.items():
-        chosen, scores = held_out.ndcg(parts)
-        ndcg.append(scores)
-        trials.append(_trial(method, share, chosen, ndcg[-1], ndcg[0]))
-    best = max(trials, key=lambda trial: trial.expected)
-    best = best if best.expected > LEAST_GAIN else trials[0]
+        chosen, ndcg, alone = held_out.ndcg(parts)
+        trial = Trial(method, share, chosen, float(ndcg.mean()))
+        if method != "zero-shot":
+            trial = _compared(trial, ndcg - untrained[1], alone - untrained[2])
+        trials.append(trial)
+    worth = [trial for trial in trials if trial.is_worth_it]
+    best = max(worth, key=lambda trial: (trial.expected, trial.alone), default=trials[0])
     return Choice(
         best.method,
         best.share,
@@ -219,14 +234,18 @@ class _Steps:
         return lambda done, total: progress(place * total + done, self.parts * total)
 
 
-def _trial(
-    method: Method, share: float, weight: float, ndcg: np.ndarray, zero_shot: np.ndarray
-) -> Trial:
-    trial = Trial(method, share, weight, float(ndcg.mean()))
-    if method == "zero-shot":
-        return trial
-    expected, error = expected_gain(ndcg - zero_shot)
-    return replace(trial, gain=float((ndcg - zero_shot).mean()), error=error, expected=expected)
+def _compared(trial: Trial, differences: np.ndarray, alone: np.ndarray) -> Trial:
+    """A trial with its gains: `differences` from zero-shot with words, `alone` without them."""
+    expected, error = expected_gain(differences)
+    expected_alone, alone_error = expected_gain(alone)
+    return replace(
+        trial,
+        gain=float(differences.mean()),
+        error=error,
+        expected=expected,
+        alone=expected_alone,
+        alone_error=alone_error,
+    )
 
 
 def _reason(best: Trial, trials: list[Trial], queries: int) -> str:

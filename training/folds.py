@@ -88,19 +88,24 @@ class HeldOutFolds:
         items = retriever.encode_items(self.pool.texts, dtype=fast_dtype())
         return retriever.encode_queries(queries) @ items.T
 
-    def ndcg(self, cosines: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
-        """The lexical weight that cosines go best with, and nDCG@10 with it, ``[queries]``.
+    def ndcg(self, cosines: Sequence[np.ndarray]) -> tuple[float, np.ndarray, np.ndarray]:
+        """The lexical weight that cosines go best with, and nDCG@10 with and without words.
 
         Args:
             cosines: of each fold, by towers trained without it.
+
+        Returns:
+            The weight, nDCG@10 with it, and that of the cosines alone, both ``[queries]``.
         """
         cosine = np.concatenate(cosines)
         weight = self._weight
         if weight is None:
             assert self._words is not None
             weight = likeliest_weight([cosine], self._words, self._positive)
-        scores = cosine if self._words is None else fused(cosine, self._words, weight)
-        return weight, ndcg_by_query(scores, self._gains)
+        alone = ndcg_by_query(cosine, self._gains)
+        if self._words is None or not weight:
+            return weight, alone, alone
+        return weight, ndcg_by_query(fused(cosine, self._words, weight), self._gains), alone
 
 
 def _folds(pairs: Interactions, seed: int) -> list[np.ndarray]:

@@ -131,13 +131,13 @@ def choose_fusion(
     data = _FusionData(retriever, attributes, held_out, config.temperature, seed, progress)
     parts = [held_out.training_part(number)[0] for number in range(len(held_out.folds))]
     texts = [data.cosine(None, number) for number in range(len(parts))]
-    lexical_weight, text_ndcg = held_out.ndcg(texts)
+    lexical_weight, text_ndcg, _ = held_out.ndcg(texts)
     trials = [FusionTrial(0.0, lexical_weight, float(text_ndcg.mean()))]
     fitted: dict[float, list[AttributeFusion]] = {}
     for spread in SPREADS:
         fitted[spread] = [data.fit(part, spread) for part in parts]
         cosines = [data.cosine(fusion, number) for number, fusion in enumerate(fitted[spread])]
-        lexical_weight, ndcg = held_out.ndcg(cosines)
+        lexical_weight, ndcg, _ = held_out.ndcg(cosines)
         expected, error = expected_gain(ndcg - text_ndcg, prior_gain=0.0)
         gain = float((ndcg - text_ndcg).mean())
         trials.append(

@@ -212,7 +212,7 @@ class _Objective:
                 progress=self.progress,
             )
             cosines.append(held_out.cosine(result.retriever, number))
-        weight, ndcg = held_out.ndcg(cosines)
+        weight, ndcg, _ = held_out.ndcg(cosines)
         return weight, float(ndcg.mean())
 
     def towers(

@@ -193,6 +193,32 @@ def test_words_that_know_the_answer_get_the_weight(
     assert choice.trials[0].ndcg == pytest.approx(1.0)
 
 
+def test_towers_that_gain_much_alone_need_little_gain_with_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pairs: Interactions
+) -> None:
+    """Words find everything already, so that with them nothing is gained, and nothing lost."""
+    oracle = Oracle(pairs, 1.0)
+
+    def knowing(queries: Sequence[str]) -> np.ndarray:
+        return np.eye(len(oracle.texts), dtype=np.float32)[[oracle.row[query] for query in queries]]
+
+    def chosen(full: float) -> tuple[str, float, float]:
+        choice, _ = choose(
+            monkeypatch,
+            tmp_path,
+            pairs,
+            before=0.1,
+            after={"linear": 0.1, "full": full},
+            lexical=knowing,
+            weight=0.75,
+        )
+        gains = {(trial.method, trial.share): trial.gain for trial in choice.trials}
+        return choice.method, choice.share, gains["full", 1.0]
+
+    assert chosen(0.1) == ("zero-shot", 0.0, 0.0)
+    assert chosen(0.3) == ("full", 1.0, 0.0)
+
+
 def test_words_that_do_not_count_make_room_for_distillation(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pairs: Interactions
 ) -> None:
