@@ -9,6 +9,7 @@ import gzip
 import importlib.util
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +169,32 @@ def test_train_and_evaluate_print_one_json_object(
     again = towers(*arguments, "--gains", "0,1,3")
     assert json.loads(again.out)["measures"]["nDCG@10"] == result["measures"]["nDCG@10"]
     assert vectors.stat().st_mtime_ns == written
+
+
+def test_a_linear_map_goes_over_the_vectors_of_the_run_beside_it(
+    shop: Path, tmp_path: Path, towers: Callable[..., Any]
+) -> None:
+    """What the untrained towers made of the catalogue is not made again; answers are the same."""
+    runs = tmp_path / "runs"
+
+    def trained(name: str, method: str) -> Path:
+        arguments = ("--config", shop / "config.toml", "--seed", 3, "--method", method)
+        assert towers("train", *data(shop), "--output", runs / name, *arguments).status == 0
+        return runs / name
+
+    def measured(run: Path) -> dict[str, float]:
+        judged = towers("evaluate", "--model", run, *data(shop), "--json")
+        return {name: one["mean"] for name, one in json.loads(judged.out)["measures"].items()}
+
+    alone = trained("linear", "linear")
+    without_help = measured(alone)
+    shutil.rmtree(alone)
+    measured(trained("zero-shot", "zero-shot"))
+    (kept,) = runs.glob("*/item_vectors/*")
+    again = trained("linear", "linear")
+    with_help = measured(again)
+    assert list(runs.glob("*/item_vectors/*")) == [kept]
+    assert with_help == pytest.approx(without_help, abs=1e-6)
 
 
 def test_trec_tools_get_the_same_from_the_files(

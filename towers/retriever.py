@@ -18,6 +18,7 @@ from towers.encoding import BatchEncoder, Progress
 from towers.errors import InputError
 from towers.fingerprint import fingerprint
 from towers.item_text import ItemTemplate, text_of
+from towers.known_items import KnownItems
 from towers.text_encoder import TextEncoder
 from towers.tokenizer import Tokenizer
 from towers.two_tower import TwoTower
@@ -67,6 +68,7 @@ class Retriever:
     model: TwoTower
     tokenizer: Tokenizer
     text: TextSettings = field(default_factory=TextSettings)
+    known_items: KnownItems | None = field(default=None, kw_only=True, repr=False)
     _reader: AttributeReader | None = field(default=None, init=False, repr=False)
     _encoders: dict[tuple[int, str], BatchEncoder] = field(
         default_factory=dict, init=False, repr=False
@@ -195,11 +197,7 @@ class Retriever:
             InputError: a vector behind a text is of another length than the fusion takes.
         """
         features = self.read_attributes(texts)
-        vectors = self._encoder(self.model.item_tower, dtype).encode(
-            [text_of(text) for text in texts],
-            max_length=self.text.item_max_length,
-            progress=progress,
-        )
+        vectors = self._encode_item_texts([text_of(text) for text in texts], dtype, progress)
         if features is not None:
             assert self.model.fusion is not None
             for start in range(0, len(vectors), _FUSED_ROWS):
@@ -208,6 +206,58 @@ class Retriever:
                 fused = self.model.fusion(vectors[part], some)
                 vectors[part] = keras.ops.convert_to_numpy(fused)
         return vectors
+
+    def _encode_item_texts(
+        self, texts: Sequence[str], dtype: str | None, progress: Progress | None
+    ) -> np.ndarray:
+        """Vectors of item texts without attributes; those that are known are not encoded."""
+        tower = self.model.item_tower
+        rows = np.full(len(texts), -1) if self.known_items is None else self.known_items.rows(texts)
+        vectors = np.empty((len(texts), tower.embedding_dim), np.float32)
+        (known,), (new,) = np.nonzero(rows >= 0), np.nonzero(rows < 0)
+        if self.known_items is not None:
+            vectors[known] = tower.project(self.known_items.vectors[rows[known]])
+        vectors[new] = self._encoder(tower, dtype).encode(
+            [texts[place] for place in new.tolist()],
+            max_length=self.text.item_max_length,
+            progress=progress,
+        )
+        return vectors
+
+    def encode_base(
+        self,
+        texts: Sequence[str],
+        *,
+        dtype: str | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Encodes item texts as far as towers agree that differ by a projection or attributes.
+
+        Args:
+            texts: item texts; attributes behind them are passed over.
+            dtype: as of `encode_queries`.
+            progress: told about the progress.
+
+        Returns:
+            float32 ``[N, hidden]``, unit vectors; what `knowing` takes.
+        """
+        tower = self.model.item_tower.without_projection()
+        return BatchEncoder(tower, self.tokenizer, dtype).encode(
+            [text_of(text) for text in texts],
+            max_length=self.text.item_max_length,
+            progress=progress,
+        )
+
+    def knowing(self, texts: Sequence[str], vectors: np.ndarray) -> Retriever:
+        """The same towers, which look these items up instead of encoding them.
+
+        Args:
+            texts: item texts.
+            vectors: float ``[N, hidden]``, `encode_base` of them by towers of the same
+                `base_fingerprint`.
+        """
+        known = KnownItems([text_of(text) for text in texts], vectors)
+        return replace(self, known_items=known)
 
     def read_attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray] | None:
         """Features of items, as a batch of `towers.TwoTower` has them; None without a fusion."""
@@ -223,7 +273,24 @@ class Retriever:
         """
         template = self.template.text if fusion is None else self.template
         text = replace(self.text, item_template=template.pattern)
-        return Retriever(self.model.with_fusion(fusion), self.tokenizer, text)
+        return replace(self, model=self.model.with_fusion(fusion), text=text)
+
+    def with_map(self, kernel: np.ndarray, *, items: bool) -> Retriever:
+        """Towers in float32 whose vectors are these, times a matrix, normalised.
+
+        Args:
+            kernel: float32 ``[d, d]``.
+            items: whether item vectors are mapped too, or those of queries alone.
+        """
+        model = self.model
+        query_tower = model.query_tower.with_map(kernel)
+        item_tower = model.item_tower
+        if items:
+            item_tower = query_tower if model.shared else item_tower.with_map(kernel)
+            if model.fusion is not None:
+                model = model.with_fusion(model.fusion.mapped(kernel))
+        model = model.with_towers(query_tower, item_tower).with_dtype("float32")
+        return replace(self, model=model)
 
     def _encoder(self, tower: TextEncoder, dtype: str | None) -> BatchEncoder:
         key = id(tower), dtype or tower.compute_dtype
@@ -239,6 +306,12 @@ class Retriever:
             self.text.item_template,
             self.text.item_max_length,
             *([] if self.model.fusion is None else [self.model.fusion.digest()]),
+        )
+
+    def base_fingerprint(self) -> str:
+        """SHA-256 of all that decides an item's vector ahead of a projection and of attributes."""
+        return fingerprint(
+            self.model.item_tower, self.tokenizer, self.text.item_max_length, projection=False
         )
 
     def as_float32(self) -> Retriever:

@@ -203,6 +203,26 @@ class TextEncoder(keras.Model):
         twin.projection.kernel.assign(kernel)
         return twin
 
+    def without_projection(self) -> TextEncoder:
+        """A copy that ends with the pooling; itself where it does already."""
+        if self.projection is None:
+            return self
+        return self._copy({**self.get_config(), "projection_dim": None})
+
+    def project(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors of `without_projection` as this encoder has them.
+
+        Args:
+            vectors: float32 ``[N, hidden]``, unit vectors.
+
+        Returns:
+            float32 ``[N, embedding_dim]``, unit vectors.
+        """
+        if self.projection is None:
+            return vectors
+        mapped = ops.matmul(vectors, self.projection.kernel)
+        return ops.convert_to_numpy(ops.normalize(mapped, axis=-1, order=2, epsilon=1e-12))
+
     def without_adaptation(self) -> TextEncoder:
         """An encoder of the same function and no adaptation, where it can be had; else itself.
 

@@ -270,19 +270,8 @@ def _adapt_linearly(
         retriever, pairs, judgements, item_texts, shared=shared, seed=seed, progress=progress
     )
     changed = math.isfinite(fit.strength)
-    result = retriever
-    if changed:
-        model = retriever.model
-        query_tower = model.query_tower.with_map(fit.kernel)
-        item_tower = model.item_tower
-        if shared:
-            item_tower = query_tower if model.shared else item_tower.with_map(fit.kernel)
-            if model.fusion is not None:
-                model = model.with_fusion(model.fusion.mapped(fit.kernel))
-        model = model.with_towers(query_tower, item_tower).with_dtype("float32")
-        result = Retriever(model, retriever.tokenizer, retriever.text)
     return FitResult(
-        retriever=result,
+        retriever=retriever.with_map(fit.kernel, items=shared) if changed else retriever,
         held_out=[fit.scores[math.inf], fit.scores[fit.strength]],
         best_epoch=int(changed),
         pairs=len(pairs),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from towers.attributes import learn_attributes
 from towers.encoding import Progress
@@ -35,6 +36,9 @@ from training.warm_up import warm_up
 LexicalIndexer = Callable[[ItemTemplate, Catalog], LexicalScorer]
 """Makes the lexical score of a catalogue, of which it reads the columns of the item text."""
 
+KnownVectors = Callable[[Retriever, Sequence[str]], np.ndarray | None]
+"""Finds what `towers.Retriever.encode_base` made of item texts before; None where it finds none."""
+
 AlsoFit = Callable[[Retriever], dict[str, Any]]
 """Fits more to the trained towers, writes it into the run's folder, and says what was measured."""
 
@@ -46,6 +50,7 @@ def train(
     output: Path,
     *,
     lexical: LexicalIndexer | None = None,
+    known_vectors: KnownVectors | None = None,
     histories: Histories | None = None,
     reviews: Reviews | None = None,
     also: AlsoFit | None = None,
@@ -63,6 +68,7 @@ def train(
         interactions: judged pairs.
         output: the run folder; an interrupted run of the same inputs is taken up.
         lexical: the lexical score that the weight ``auto`` is chosen for; without one it is 0.
+        known_vectors: saves encoding items anew with the untrained towers.
         histories: what `also` learns from, for the run to be known by.
         reviews: likewise.
         also: makes what else belongs to the run of the trained towers, ahead of its end.
@@ -98,6 +104,8 @@ def train(
     run = RunFolder.open(
         output, config, catalog, interactions, histories, further={"reviews": reviews}
     )
+    if known_vectors is not None and (known := known_vectors(retriever, texts)) is not None:
+        retriever = retriever.knowing(texts, known)
     metrics: dict[str, Any] = {
         "method": config.method,
         "items": len(catalog),

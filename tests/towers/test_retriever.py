@@ -184,3 +184,42 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory, tiny_retriever: Retrie
     folder = tmp_path_factory.mktemp("saved") / "model"
     tiny_retriever.save(folder)
     return folder
+
+
+def test_known_items_are_looked_up_and_the_others_encoded(make_tiny_retriever: Make) -> None:
+    rng, plain = np.random.default_rng(0), make_tiny_retriever()
+    given = rng.normal(size=(2, plain.embedding_dim)).astype(np.float32)
+    given /= np.linalg.norm(given, axis=1, keepdims=True)
+    knowing = plain.knowing(["red mug", "blue mug"], given)
+    texts = ["blue mug", "green bowl", "red mug"]
+    found = knowing.encode_items(texts)
+    np.testing.assert_array_equal(found[[0, 2]], given[[1, 0]])
+    np.testing.assert_allclose(found[1], plain.encode_items(["green bowl"])[0], atol=1e-6)
+    assert np.abs(plain.encode_items(["blue mug"])[0] - given[1]).max() > 0.01
+
+    # A linear map is applied to what is known.
+    kernel = rng.normal(size=(plain.embedding_dim,) * 2).astype(np.float32)
+    mapped = knowing.with_map(kernel, items=True)
+    expected = given @ kernel
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(mapped.encode_items(["red mug", "blue mug"]), expected, atol=1e-5)
+    unmapped = knowing.with_map(kernel, items=False)
+    np.testing.assert_array_equal(unmapped.encode_items(["red mug"]), given[:1])
+
+
+def test_towers_that_differ_by_a_map_agree_ahead_of_it(
+    make_tiny_retriever: Make, golden_texts: list[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    plain, other = make_tiny_retriever(), make_tiny_retriever(seed=1)
+    kernel = rng.normal(size=(plain.embedding_dim,) * 2).astype(np.float32)
+    mapped = plain.with_map(kernel, items=True)
+    assert mapped.base_fingerprint() == plain.base_fingerprint() != other.base_fingerprint()
+    assert mapped.fingerprint() != plain.fingerprint()
+    base = mapped.encode_base(golden_texts)
+    np.testing.assert_allclose(base, plain.encode_items(golden_texts), atol=1e-6)
+    np.testing.assert_allclose(
+        plain.knowing(golden_texts, base).with_map(kernel, items=True).encode_items(golden_texts),
+        mapped.encode_items(golden_texts),
+        atol=1e-5,
+    )

@@ -11,6 +11,7 @@ import numpy as np
 
 from towers.cli.output import progress_bar
 from towers.encoding import fast_dtype
+from towers.item_text import text_of
 from towers.retriever import Retriever
 from training.atomic_file import atomic_file
 
@@ -35,7 +36,11 @@ def item_vectors(
     *,
     keep: bool = True,
 ) -> np.ndarray:
-    """Encodes item texts, or reads the vectors where the same towers encoded the same texts before.
+    """Encodes item texts, or makes the vectors of what towers like these encoded before.
+
+    Kept is what the item tower makes ahead of a projection and of attributes: towers that were not
+    trained, or by a linear map alone, have it in common. So it is also looked for in the runs that
+    lie beside this one.
 
     Args:
         model_folder: the run folder; vectors are kept in ``item_vectors/`` inside it.
@@ -48,17 +53,40 @@ def item_vectors(
     Returns:
         float32 ``[N, d]``.
     """
-    dtype = fast_dtype() if precision == "auto" else precision
-    digest = hashlib.sha256(f"{retriever.fingerprint()} {dtype}".encode())
+    dtype = _dtype(precision)
+    vectors = known_vectors(model_folder, retriever, texts, precision)
+    if vectors is None:
+        with progress_bar(f"Encoding {len(texts):,} items") as progress:
+            vectors = retriever.encode_base(texts, dtype=dtype, progress=progress)
+        if keep:
+            path = model_folder / _CACHE / _file_name(retriever, texts, dtype)
+            with atomic_file(path) as partial, partial.open("wb") as file:
+                np.save(file, vectors)
+    return retriever.knowing(texts, vectors).encode_items(texts, dtype=dtype)
+
+
+def known_vectors(
+    model_folder: Path, retriever: Retriever, texts: Sequence[str], precision: str = "auto"
+) -> np.ndarray | None:
+    """What `towers.Retriever.encode_base` made of these texts before, for a run or one beside it.
+
+    Returns:
+        float32 ``[N, hidden]``; None where there is nothing.
+    """
+    name = _file_name(retriever, texts, _dtype(precision))
+    beside = sorted(model_folder.absolute().parent.glob(f"*/{_CACHE}/{name}"))
+    for path in (model_folder / _CACHE / name, *beside):
+        if path.is_file():
+            return np.load(path)
+    return None
+
+
+def _dtype(precision: str) -> str:
+    return fast_dtype() if precision == "auto" else precision
+
+
+def _file_name(retriever: Retriever, texts: Sequence[str], dtype: str) -> str:
+    digest = hashlib.sha256(f"{retriever.base_fingerprint()} {dtype}".encode())
     for text in texts:
-        digest.update(text.encode() + b"\0")
-    path = model_folder / _CACHE / f"{digest.hexdigest()[:32]}.npy"
-    if path.is_file():
-        return np.load(path)
-    with progress_bar(f"Encoding {len(texts):,} items") as progress:
-        vectors = retriever.encode_items(texts, dtype=dtype, progress=progress)
-    if not keep:
-        return vectors
-    with atomic_file(path) as partial, partial.open("wb") as file:
-        np.save(file, vectors)
-    return vectors
+        digest.update(text_of(text).encode() + b"\0")
+    return f"{digest.hexdigest()[:32]}.npy"

@@ -178,6 +178,7 @@ def _train(
     output: Path,
 ) -> dict[str, Any]:
     """Trains, with interactions or without."""
+    from towers.cli.item_vectors import known_vectors
     from training.label_free import train_label_free
     from training.train import train
 
@@ -200,6 +201,7 @@ def _train(
             judgements,
             output,
             lexical=lexical_scorer,
+            known_vectors=partial(known_vectors, output),
             histories=people,
             reviews=written,
             also=_also(people, written, config.seed, output, progress),
