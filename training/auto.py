@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from towers.encoding import Progress
+from towers.errors import InputError
 from towers.interpolation import interpolate
 from towers.retriever import Retriever
 from training.config import FitConfig, Method
@@ -27,6 +29,8 @@ _PRIOR_SPREAD = 0.03
 # Less is not worth the risk, unless the towers alone gain by more than this many standard errors.
 LEAST_GAIN = 0.005
 _CERTAIN = 2.0
+# With fewer, hardly anything but the prior would decide on a warm-up, which takes minutes.
+_WARM_UP_QUERIES = 16
 _QUERY_SPREAD = 0.25
 _QUERY_SPREAD_COUNT = 10
 
@@ -37,7 +41,7 @@ class Trial:
 
     Attributes:
         method: what was trained.
-        share: of the way from zero-shot to adapted.
+        share: of the way from the start to adapted.
         lexical_weight: the weight that its vectors go best with.
         ndcg: mean nDCG@10 of the fused score.
         gain: mean over queries of the difference from zero-shot.
@@ -46,6 +50,7 @@ class Trial:
             from elsewhere the more, the fewer queries there are.
         alone: the same of the towers without words.
         alone_error: standard error of the mean gain of the towers without words.
+        warm_up: whether it started from towers that had been trained on the catalogue.
     """
 
     method: Method
@@ -57,6 +62,12 @@ class Trial:
     expected: float = 0.0
     alone: float = 0.0
     alone_error: float = 0.0
+    warm_up: bool = False
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether it is the towers as they came."""
+        return self.method == "zero-shot" and not self.warm_up
 
     @property
     def is_worth_it(self) -> bool:
@@ -71,11 +82,12 @@ class Choice:
 
     Attributes:
         method: the chosen one.
-        share: of the way from zero-shot to adapted.
+        share: of the way from the start to adapted.
         lexical_weight: of the lexical score in the final one.
         reason: one line for people.
         queries: number of held-out queries behind the choice.
         trials: all candidates, zero-shot first.
+        warm_up: whether to start from towers that were trained on the catalogue.
     """
 
     method: Method
@@ -84,6 +96,7 @@ class Choice:
     reason: str
     queries: int
     trials: list[Trial]
+    warm_up: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for `json.dumps`."""
@@ -103,9 +116,13 @@ def choose_method(
     weight: float | None = None,
     seed: int = 0,
     starts: Sequence[Retriever] | None = None,
+    warm: Callable[[], Retriever] | None = None,
     progress: Progress | None = None,
 ) -> Choice:
     """Chooses between zero-shot, linear, full and half of full, by held-out shot queries.
+
+    Towers that were trained on the catalogue, and full from there, are candidates too where `warm`
+    makes them and there are 16 queries or more (docs/auto.md has what they are worth).
 
     Each candidate is trained without some of the queries and ranks these among 5,000 items, words
     and towers together: all queries in turn, in two folds, or one quarter where there are 128
@@ -130,6 +147,7 @@ def choose_method(
         seed: decides folds, random items and training.
         starts: for each fold the towers to start from there, which have not seen its queries;
             `retriever` if None.
+        warm: makes towers that were trained on the catalogue alone, or raises `InputError`.
         progress: told (steps done, steps in all).
 
     Raises:
@@ -150,38 +168,49 @@ def choose_method(
         methods.append("distilled")
     config = config.model_copy(update={"held_out": 0.0, "interpolate": False})
 
-    cosines: dict[tuple[Method, float], list[np.ndarray]] = {("zero-shot", 0.0): []}
-    steps = _Steps(progress, len(folds) * len(methods))
+    plans: list[tuple[bool, Sequence[Retriever], list[Method]]]
+    plans = [(False, starts or [retriever] * len(folds), methods)]
+    if warm is not None and folds and len(pairs.queries) >= _WARM_UP_QUERIES:
+        with suppress(InputError):  # the catalogue has too few words to learn from
+            plans.append((True, [warm()] * len(folds), ["full"]))
+
+    cosines: dict[tuple[bool, Method, float], list[np.ndarray]] = {(False, "zero-shot", 0.0): []}
+    steps = _Steps(progress, len(folds) * sum(len(methods) for *_, methods in plans))
     for number in range(len(folds)):
         train, known = held_out.training_part(number)
-        start = retriever if starts is None else starts[number]
-        cosines["zero-shot", 0.0].append(held_out.cosine(start, number))
-        for method in methods:
-            result = adapt(
-                start,
-                train,
-                item_texts,
-                config,
-                method=method,
-                folder=folder / f"{method}-{number}",
-                judgements=known,
-                titles=titles,
-                lexical=lexical,
-                seed=seed,
-                progress=steps.next(),
-            )
-            for share, towers in _on_the_way(start, result.retriever, method):
-                cosine = held_out.cosine(towers, number)
-                cosines.setdefault((method, share), []).append(cosine)
+        for warm_up, towers, methods in plans:
+            start = towers[number]
+            cosine = held_out.cosine(start, number)
+            cosines.setdefault((warm_up, "zero-shot", 0.0), []).append(cosine)
+            for method in methods:
+                result = adapt(
+                    start,
+                    train,
+                    item_texts,
+                    config,
+                    method=method,
+                    folder=folder / f"{'warm-' if warm_up else ''}{method}-{number}",
+                    judgements=known,
+                    titles=titles,
+                    lexical=lexical,
+                    seed=seed,
+                    progress=steps.next(),
+                )
+                for share in _SHARES if method == "full" and not warm_up else (1.0,):
+                    adapted = result.retriever
+                    if share < 1.0:
+                        adapted = interpolate(start, adapted, share)
+                    cosine = held_out.cosine(adapted, number)
+                    cosines.setdefault((warm_up, method, share), []).append(cosine)
 
     if not folds:
-        cosines["zero-shot", 0.0].append(held_out.cosine(retriever, None))
+        cosines[False, "zero-shot", 0.0].append(held_out.cosine(retriever, None))
     trials = list[Trial]()
-    untrained = held_out.ndcg(cosines["zero-shot", 0.0])
-    for (method, share), parts in cosines.items():
+    untrained = held_out.ndcg(cosines[False, "zero-shot", 0.0])
+    for (warm_up, method, share), parts in cosines.items():
         chosen, ndcg, alone = held_out.ndcg(parts)
-        trial = Trial(method, share, chosen, float(ndcg.mean()))
-        if method != "zero-shot":
+        trial = Trial(method, share, chosen, float(ndcg.mean()), warm_up=warm_up)
+        if not trial.is_untrained:
             trial = _compared(trial, ndcg - untrained[1], alone - untrained[2])
         trials.append(trial)
     worth = [trial for trial in trials if trial.is_worth_it]
@@ -193,6 +222,7 @@ def choose_method(
         _reason(best, trials, len(held_out.queries)),
         len(held_out.queries) if folds else 0,
         trials,
+        best.warm_up,
     )
 
 
@@ -253,18 +283,13 @@ def _reason(best: Trial, trials: list[Trial], queries: int) -> str:
         return "too few queries to try anything on: four or more are needed, of different items"
     by_name = "; ".join(
         f"{_name(trial)} {trial.ndcg:.3f}"
-        + (f" ({trial.gain:+.3f} ± {trial.error:.3f})" if trial.method != "zero-shot" else "")
+        + ("" if trial.is_untrained else f" ({trial.gain:+.3f} ± {trial.error:.3f})")
         for trial in trials
     )
     return f"nDCG@10 on {queries} queries held out of training: {by_name}"
 
 
 def _name(trial: Trial) -> str:
+    if trial.warm_up:
+        return "warm-up" if trial.method == "zero-shot" else f"{trial.method} after warm-up"
     return trial.method if trial.share in (0.0, 1.0) else f"{trial.method} x {trial.share:g}"
-
-
-def _on_the_way(
-    zero_shot: Retriever, adapted: Retriever, method: Method
-) -> Iterator[tuple[float, Retriever]]:
-    for share in _SHARES if method == "full" else (1.0,):
-        yield share, adapted if share == 1.0 else interpolate(zero_shot, adapted, share)

@@ -243,7 +243,8 @@ class TrainConfig(_Section):
         lexical: weight of the lexical score in the final one, from 0 to 1; ``auto`` to choose it
             from the shots, ``off`` for 0.
         seed: decides the draw, the held-out queries, the order, dropout and a random projection.
-        warm_up: ``catalog`` to train on pairs made of the catalogue before the method begins.
+        warm_up: ``catalog`` to train on pairs made of the catalogue before the method begins;
+            ``auto``: where words do not count and the method ``auto`` finds that it helps.
         strategy: the devices to train on; see `Strategy` and docs/devices.md.
         deterministic: the same bits in every run on the same machine; slower on a GPU.
         encoder: the towers.
@@ -256,7 +257,7 @@ class TrainConfig(_Section):
     min_grade: int = Field(1, ge=1)
     lexical: Literal["auto", "off"] | Annotated[float, Field(ge=0, le=1)] = "auto"
     seed: int = Field(0, ge=0)
-    warm_up: Literal["off", "catalog"] = "off"
+    warm_up: Literal["auto", "off", "catalog"] = "auto"
     strategy: Strategy = "auto"
     deterministic: bool = False
     encoder: EncoderConfig = EncoderConfig()

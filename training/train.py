@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from towers.retriever import Retriever, TextSettings
 from training.augmentation import Augmenter
 from training.auto import choose_method
 from training.catalog import IMAGE, Catalog, render_items
+from training.checkpoints import Checkpoints
 from training.config import EncoderConfig, Method, TrainConfig
 from training.contrast import require_contrast
 from training.fit import adapt, hold_out
@@ -125,10 +127,14 @@ def train(
         judgements = interactions.of_queries(shots.queries)
     titles = [title or "" for title in catalog.column(template.columns[0])]
     weight = None if config.lexical == "auto" else lexical_number(config.lexical)
+    untrained, asked = retriever, None
     if config.warm_up == "catalog":
         asked = hold_out(shots, judgements, config.fit, config.seed)[1]
-        retriever, record = warm_up(
-            retriever,
+
+    @functools.cache
+    def warmed_up() -> tuple[Retriever, Checkpoints]:
+        return warm_up(
+            untrained,
             texts,
             config.fit,
             titles=titles,
@@ -137,6 +143,9 @@ def train(
             seed=config.seed,
             progress=warm_up_progress,
         )
+
+    if config.warm_up == "catalog":
+        retriever, record = warmed_up()
         metrics["warm_up"] = record.as_dict()
     plain, starts = retriever, None
     if attributes:
@@ -159,6 +168,8 @@ def train(
     fit, share = config.fit, 1.0
     lexical_choice: LexicalChoice | None = None
     if config.method == "auto":
+        # Words say most of what it teaches; attributes were judged by the towers as they came.
+        may_warm_up = config.warm_up == "auto" and weight == 0.0 and starts is None
         choice = choose_method(
             retriever,
             shots,
@@ -171,8 +182,12 @@ def train(
             weight=weight,
             seed=config.seed,
             starts=starts,
+            warm=(lambda: warmed_up()[0]) if may_warm_up else None,
             progress=choice_progress,
         )
+        if choice.warm_up:
+            adapted = retriever = warmed_up()[0]
+            metrics["warm_up"] = warmed_up()[1].as_dict()
         metrics |= {"method": choice.method, "choice": choice.as_dict()}
         method, share = choice.method, choice.share
         # The choice was made; what was held out for it is trained on now.

@@ -274,7 +274,7 @@ def _require_update(parent: RunFolder, config: TrainConfig) -> UpdateConfig:
             f"an update goes on by {', '.join(METHODS)}, not by {config.method}: another update "
             "could not go on from what that leaves"
         )
-    if config.shots is not None or config.warm_up != "off":
+    if config.shots is not None or config.warm_up == "catalog":
         raise InputError("an update learns from all new pairs: leave shots and warm_up out")
     if config.strategy != "auto" or config.deterministic:
         raise InputError("an update trains on one device: leave strategy and deterministic out")

@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import norm
 
 import training.auto
+from towers.errors import InputError
 from towers.retriever import Retriever
 from training.auto import choose_method, expected_gain
 from training.catalog import Catalog
@@ -226,6 +227,42 @@ def test_words_that_do_not_count_make_room_for_distillation(
     choice, _ = choose(monkeypatch, tmp_path, pairs, before=0.1, after=after, weight=0.0)
     assert choice.method == "distilled"
     assert choice.lexical_weight == 0.0
+
+
+def test_a_warm_up_is_a_start_among_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pairs: Interactions
+) -> None:
+    made: list[float] = []
+
+    def warm(skill: float) -> Callable[[], Any]:
+        def make() -> Oracle:
+            made.append(skill)
+            return Oracle(pairs, skill)
+
+        return make
+
+    def chosen(part: Interactions, skill: float) -> tuple[str, bool]:
+        after = {"linear": 0.05, "full": 0.1}
+        choice, _ = choose(
+            monkeypatch, tmp_path, part, before=0.05, after=after, weight=0.25, warm=warm(skill)
+        )
+        return choice.method, choice.warm_up
+
+    assert chosen(pairs, 0.6) == ("zero-shot", True)
+    assert chosen(pairs, 0.0) == ("full", False)
+    assert made == [0.6, 0.0]
+    chosen(pairs.select_queries(range(15)), 0.6)  # minutes that so few queries could not pay back
+    assert made == [0.6, 0.0]
+
+    def wordless() -> Any:
+        raise InputError("too few words")
+
+    after = {"linear": 0.05, "full": 0.3}
+    choice, trained = choose(
+        monkeypatch, tmp_path, pairs, before=0.05, after=after, weight=0.25, warm=wordless
+    )
+    assert (choice.method, choice.warm_up) == ("full", False)
+    assert len(trained) == 4
 
 
 def test_two_queries_are_too_few(

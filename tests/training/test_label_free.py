@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import training.train
 from towers.errors import InputError
 from towers.item_text import ItemTemplate
 from towers.retriever import Retriever
+from training.auto import Choice
 from training.catalog import Catalog
 from training.config import TrainConfig
 from training.interactions import Interactions
@@ -125,6 +127,48 @@ def test_warm_up_comes_before_the_method(
     one, two = (RunFolder.existing(tmp_path / run).load_retriever() for run in ("with", "without"))
     assert one.fingerprint() == two.fingerprint()
     assert changed(tmp_path / "with", tiny_preset)
+
+
+def test_auto_starts_from_the_warm_up_where_it_was_chosen(
+    tmp_path: Path, tiny_preset: str, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The towers that a warm-up without interactions leaves, and no others."""
+    (tmp_path / "pairs.csv").write_text("query,item_id\nboil water,k1\nrake,g1\n", "utf-8")
+    pairs = Interactions.read(tmp_path / "pairs.csv", catalog)
+
+    def chosen(*_: object, warm: Callable[[], Retriever], **__: object) -> Choice:
+        warm()
+        return Choice("zero-shot", 0.0, 0.0, "because", 16, [], warm_up=True)
+
+    monkeypatch.setattr(training.train, "choose_method", chosen)
+    alone = config(tiny_preset, lexical="off")
+    by_choice = train(alone, catalog, pairs, tmp_path / "auto", lexical=no_words)
+    asked_for = config(tiny_preset, warm_up="catalog")
+    assert by_choice["warm_up"] == train_label_free(asked_for, catalog, tmp_path / "w")["warm_up"]
+    one, two = (RunFolder.existing(tmp_path / run).load_retriever() for run in ("auto", "w"))
+    assert one.fingerprint() == two.fingerprint()
+    assert by_choice["method"] == "zero-shot"
+
+
+@pytest.mark.parametrize("options", [{"lexical": "off", "warm_up": "off"}, {"lexical": "auto"}])
+def test_auto_tries_no_warm_up_where_words_count_or_it_is_told_not_to(
+    options: dict,
+    tmp_path: Path,
+    tiny_preset: str,
+    catalog: Catalog,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "pairs.csv").write_text("query,item_id\nboil water,k1\nrake,g1\n", "utf-8")
+    pairs = Interactions.read(tmp_path / "pairs.csv", catalog)
+    told = list[object]()
+
+    def chosen(*_: object, warm: object, **__: object) -> Choice:
+        told.append(warm)
+        return Choice("zero-shot", 0.0, 0.5, "because", 16, [])
+
+    monkeypatch.setattr(training.train, "choose_method", chosen)
+    train(config(tiny_preset, **options), catalog, pairs, tmp_path / "run", lexical=no_words)
+    assert told == [None]
 
 
 @pytest.mark.parametrize("method", ["full", "linear"])

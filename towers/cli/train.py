@@ -54,8 +54,9 @@ METHODS = [
 @click.option("--method", type=click.Choice(METHODS), help="How to adapt; docs/methods.md.")
 @click.option(
     "--warm-up",
-    type=click.Choice(["off", "catalog"]),
-    help="Train on pairs made of the catalogue first.",
+    type=click.Choice(["auto", "off", "catalog"]),
+    help="Train on pairs made of the catalogue first. auto (the default): where words do not count "
+    "and --method auto finds that it helps.",
 )
 @lexical_option("auto (the default): chosen from the shots; off: cosine alone.")
 @click.option("--min-grade", type=int, help="Lowest grade of a positive pair.")
