@@ -69,11 +69,11 @@ class Recommender:
         item_ids: the items that histories told something of, `[n]`.
         co_occurrence: their neighbours, as rows of `item_ids`.
         counts: how often each was taken, int64 `[n]`.
+        recent: the same, what was long ago counting less, float32 `[n]`.
+        sentiment: of reviews.
         decay: share of its weight that a past item keeps with each newer one.
         max_history: newest items of a history that are looked at.
         encoder_fingerprint: of the item tower; see `towers.Retriever.fingerprint`.
-        sentiment: of reviews; without one, those that are not rated count as mildly liked.
-        recent: `counts` in which what was long ago counts less, float32 `[n]`; `counts` if None.
 
     Example:
         >>> recommender = Recommender.load("runs/people/recommender")
@@ -86,17 +86,11 @@ class Recommender:
     item_ids: list[str]
     co_occurrence: ItemNeighbours
     counts: np.ndarray
+    recent: np.ndarray
+    sentiment: ReviewSentiment
     decay: float = 0.7
     max_history: int = 50
     encoder_fingerprint: str = ""
-    sentiment: ReviewSentiment | None = None
-    recent: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        if self.recent is None:
-            self.recent = self.counts.astype(np.float32)
-        if self.sentiment is None:
-            self.sentiment = ReviewSentiment.unlearned(self.user_tower.embedding_dim)
 
     def review_vectors(
         self, vectors: Sequence[np.ndarray], ratings: Sequence[Sequence[float]]
@@ -114,7 +108,6 @@ class Recommender:
         Raises:
             InputError: vectors and ratings are not as many, or the vectors of another width.
         """
-        assert self.sentiment is not None
         width = self.user_tower.embedding_dim
         if [of.shape for of in vectors] != [(len(given), width) for given in ratings]:
             raise InputError(
@@ -151,7 +144,6 @@ class Recommender:
             )
         row_of = {item_id: row for row, item_id in enumerate(item_ids)}
         to = np.array([row_of.get(item_id, -1) for item_id in self.item_ids], np.int64)
-        assert self.recent is not None
         taken = np.zeros(len(item_ids), np.float32)
         taken[to[to >= 0]] = self.recent[to >= 0]
         lent = lending(np.asarray(item_embeddings, np.float32), taken > 0)
@@ -180,8 +172,6 @@ class Recommender:
 
     def save(self, folder: str | Path) -> None:
         """Writes the recommender into a folder."""
-        assert self.sentiment is not None
-        assert self.recent is not None
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         self.user_tower.save(path / _TOWER_FILE)
@@ -206,7 +196,7 @@ class Recommender:
 
     @classmethod
     def load(cls, folder: str | Path) -> Recommender:
-        """Reads what `save` wrote, also before there were reviews.
+        """Reads what `save` wrote, also before there were reviews and recent events.
 
         Raises:
             InputError: the folder holds no recommender, or a file in it is damaged.
@@ -220,15 +210,20 @@ class Recommender:
             tower = keras.saving.load_model(path / _TOWER_FILE, compile=False)
             weights = settings.pop("weights")
             weights.setdefault("reviews", REVIEWS_TO_TEXT * weights["text"])
+            sentiment = ReviewSentiment.unlearned(tower.embedding_dim)
             bias = settings.pop("sentiment_bias", None)
             with np.load(path / _ARRAYS_FILE) as arrays:
+                if bias is not None:
+                    sentiment = ReviewSentiment(arrays["sentiment"], bias)
+                recent = "recent" if "recent" in arrays else "counts"
                 return cls(
                     tower,
                     BlendWeights(**weights),
                     arrays["item_ids"].tolist(),
                     ItemNeighbours(arrays["rows"], arrays["weights"]),
                     arrays["counts"],
-                    sentiment=None if bias is None else ReviewSentiment(arrays["sentiment"], bias),
+                    arrays[recent].astype(np.float32),
+                    sentiment,
                     **settings,
                 )
         except (OSError, EOFError, ValueError, TypeError, KeyError) as error:

@@ -12,6 +12,7 @@ from towers import InputError, Recommender, UserTower
 from towers.explain import HISTORY_PARTS, explain_recommendations, history_shares
 from towers.item_neighbours import ItemNeighbours
 from towers.recommender import BlendWeights, CatalogRecommender
+from towers.review_sentiment import ReviewSentiment
 
 ITEMS, DIM = 12, 8
 IDS = [f"i{row}" for row in range(ITEMS)]
@@ -33,7 +34,15 @@ def shop(weights: BlendWeights = WEIGHTS, *, decay: float = 0.6) -> CatalogRecom
     together = random.random((known, known)).astype(np.float32)
     counts = random.integers(1, 20, known)
     learned = Recommender(
-        tower, weights, IDS[:known], ItemNeighbours.of_dense(together, 5), counts, decay, 4
+        tower,
+        weights,
+        IDS[:known],
+        ItemNeighbours.of_dense(together, 5),
+        counts,
+        counts.astype(np.float32),
+        ReviewSentiment.unlearned(DIM),
+        decay,
+        max_history=4,
     )
     return learned.over(IDS, TEXTS, vectors)
 
@@ -93,6 +102,8 @@ def test_the_past_item_of_the_text_part_is_the_one_that_is_alike() -> None:
         IDS,
         ItemNeighbours.none(ITEMS),
         np.ones(ITEMS),
+        np.ones(ITEMS, np.float32),
+        ReviewSentiment.unlearned(DIM),
     )
     over = learned.over(IDS, TEXTS, vectors)
     found = explain_recommendations(over, TEXTS, ["i0", "i1"], ["i2"])[0]

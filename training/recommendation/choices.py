@@ -55,27 +55,36 @@ def choose_settings(
     held_out: Sequence[HeldOut],
     histories: Sequence[np.ndarray],
     embeddings: np.ndarray,
+    words: sp.csr_matrix,
     *,
     longest: int,
     order: bool = True,
-) -> Choices:
+    co_occurrence: bool = True,
+) -> tuple[Choices, list[sp.csr_matrix]]:
     """Chooses each setting by the nDCG@10 of its part alone; the defaults without cases.
 
     Args:
         held_out: what to fit on, and to ask.
         histories: of all users, rows of items, int ``[events]``, oldest first.
         embeddings: float32 ``[items, d]``.
+        words: neighbours by words, ``[items, items]``; without co-occurrence they choose `decay`.
         longest: newest items of a history that are looked at.
         order: whether older items may count less.
+        co_occurrence: whether it is part of the score.
+
+    Returns:
+        The choices and, for each of `held_out`, the co-occurrence fitted with their strength,
+        ``[items, items]``; empty where it is no part of the score.
     """
     if not held_out:
-        return Choices() if order else Choices(decay=1.0, text_decay=1.0)
+        return Choices() if order else Choices(decay=1.0, text_decay=1.0), []
     items = len(embeddings)
     decays = _DECAYS if order else (1.0,)
     by_text: dict[float, float] = {}
     by_others: dict[tuple[float, float], float] = {}
     by_time: dict[float | None, float] = {}
     half_lives = _half_lives(held_out)
+    fitted: list[dict[float, sp.csr_matrix]] = []
     for part in held_out:
         past = known_items(part, histories, longest)
         recency = {decay: recency_matrix(past, decay, items) for decay in decays}
@@ -83,17 +92,24 @@ def choose_settings(
         for decay, weights in recency.items():
             means = weights @ embeddings
             _add(by_text, decay, _quality(part, means, embeddings.T))
-        for strength in _STRENGTHS:
-            near = fit_co_occurrence(part.histories, items, strength=strength).matrix()
+        near = {Choices.strength: words}
+        if co_occurrence:
+            near = {
+                strength: fit_co_occurrence(part.histories, items, strength=strength).matrix()
+                for strength in _STRENGTHS
+            }
+            fitted.append(near)
+        for strength, matrix in near.items():
             for decay, weights in recency.items():
-                _add(by_others, (strength, decay), _quality(part, weights, near))
+                _add(by_others, (strength, decay), _quality(part, weights, matrix))
         for half_life in half_lives:
             counts = Choices(half_life=half_life).counts(part.histories, part.times, items)
             prior = popularity_prior(counts)
             everyone = np.ones((len(part), 1), np.float32)
             _add(by_time, half_life, _quality(part, everyone, prior[None]))
     strength, decay = _best(by_others)
-    return Choices(decay, _best(by_text), strength, _best(by_time))
+    choices = Choices(decay, _best(by_text), strength, _best(by_time))
+    return choices, [near[strength] for near in fitted]
 
 
 def known_items(part: HeldOut, histories: Sequence[np.ndarray], longest: int) -> list[np.ndarray]:

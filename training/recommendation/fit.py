@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from towers.errors import InputError
 from towers.item_neighbours import ItemNeighbours, word_neighbours
@@ -18,6 +19,7 @@ from towers.recommender import (
     recency_matrix,
     user_vectors,
 )
+from towers.review_sentiment import ReviewSentiment
 from training.recommendation.blend import choose_blend
 from training.recommendation.choices import Choices, choose_settings, known_items
 from training.recommendation.co_occurrence import fit_co_occurrence
@@ -152,23 +154,30 @@ def fit_recommender(
     longest, item_count = settings.user_tower.max_history, len(item_ids)
     histories = [np.asarray(history) for history in histories]
     held_out = hold_out(histories, times, folds=settings.folds, seed=seed)
-    choices = settings.choices or choose_settings(
-        held_out, histories, embeddings, longest=longest, order=settings.order
-    )
-    tower_settings = replace(settings.user_tower, decay=choices.text_decay)
-    if not settings.order:  # a plain mean
-        tower_settings = replace(tower_settings, epochs=0)
     words = (
         word_neighbours(item_texts)
         if "words" in settings.parts
         else ItemNeighbours.none(item_count)
-    )
+    ).matrix()
+    choices, near_by_part = settings.choices, list[sp.csr_matrix]()
+    if choices is None:
+        choices, near_by_part = choose_settings(
+            held_out,
+            histories,
+            embeddings,
+            words,
+            longest=longest,
+            order=settings.order,
+            co_occurrence="co_occurrence" in settings.parts,
+        )
+    tower_settings = replace(settings.user_tower, decay=choices.text_decay)
+    if not settings.order:  # a plain mean
+        tower_settings = replace(tower_settings, epochs=0)
 
-    def fit(histories: Sequence[np.ndarray]) -> tuple[TrainedTower, ItemNeighbours]:
-        trained = train_user_tower(histories, embeddings, tower_settings, seed=seed)
+    def fit_near(histories: Sequence[np.ndarray]) -> ItemNeighbours:
         if "co_occurrence" not in settings.parts:
-            return trained, ItemNeighbours.none(item_count)
-        return trained, fit_co_occurrence(histories, item_count, strength=choices.strength)
+            return ItemNeighbours.none(item_count)
+        return fit_co_occurrence(histories, item_count, strength=choices.strength)
 
     written = None
     if reviews is not None and "reviews" in settings.parts:
@@ -180,14 +189,15 @@ def fit_recommender(
     reviewers = 0
     for done, part in enumerate(held_out):
         report(done, len(held_out) + 1)
-        trained, near = fit(part.histories)
+        trained = train_user_tower(part.histories, embeddings, tower_settings, seed=seed)
+        near = near_by_part[done] if near_by_part else fit_near(part.histories).matrix()
         prior = popularity_prior(choices.counts(part.histories, part.times, item_count))
         past = known_items(part, histories, longest)
         recency = recency_matrix(past, choices.decay, item_count)
         scores = {
             "text": user_vectors(trained.tower, embeddings, past) @ embeddings.T,
-            "co_occurrence": (recency @ near.matrix()).toarray(),
-            "words": (recency @ words.matrix()).toarray(),
+            "co_occurrence": (recency @ near).toarray(),
+            "words": (recency @ words).toarray(),
             "popularity": np.broadcast_to(prior, (len(past), len(prior))),
         }
         if reviews is not None and written is not None:
@@ -209,23 +219,26 @@ def fit_recommender(
         weights = replace(weights, popularity=max(weights.popularity, _LEAST_POPULARITY))
     if "reviews" in settings.parts and not reviewers:
         weights = replace(weights, reviews=REVIEWS_TO_TEXT * weights.text)
-    trained, near = fit(histories)
+    trained = train_user_tower(histories, embeddings, tower_settings, seed=seed)
     counts = item_counts(histories, item_count)
     taken = np.flatnonzero(counts)
     place = np.full(item_count, -1)
     place[taken] = np.arange(len(taken))
+    sentiment = ReviewSentiment.unlearned(embeddings.shape[1])
+    if written is not None:
+        sentiment = written.sentiment()
     report(len(held_out) + 1, len(held_out) + 1)
     recommender = Recommender(
         trained.tower,
         weights,
         [item_ids[row] for row in taken.tolist()],
-        near.moved(place, len(taken)),
+        fit_near(histories).moved(place, len(taken)),
         counts[taken],
+        choices.counts(histories, times, item_count)[taken].astype(np.float32),
+        sentiment,
         decay=choices.decay,
         max_history=longest,
         encoder_fingerprint=encoder_fingerprint,
-        sentiment=None if written is None else written.sentiment(),
-        recent=choices.counts(histories, times, item_count)[taken].astype(np.float32),
     )
     return RecommenderFit(
         recommender,

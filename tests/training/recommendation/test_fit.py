@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -10,6 +12,7 @@ from towers import Recommender
 from towers.errors import InputError
 from towers.item_neighbours import ItemNeighbours, word_neighbours
 from towers.recommender import newest, popularity_prior, recency_matrix
+from towers.review_sentiment import ReviewSentiment
 from training.recommendation.blend import choose_blend, fit_blend
 from training.recommendation.choices import choose_settings
 from training.recommendation.co_occurrence import fit_co_occurrence
@@ -243,14 +246,67 @@ def test_the_seen_is_left_out_unless_it_is_everything(fitted):
 
 def test_saved_and_loaded_it_is_the_same(fitted, tmp_path):
     _, ids, texts, vectors = world()
-    fitted.recommender.save(tmp_path / "people")
+    learned = replace(
+        fitted.recommender,
+        recent=fitted.recommender.counts / np.arange(1, len(fitted.recommender.counts) + 1),
+        sentiment=ReviewSentiment(np.linspace(-1, 1, vectors.shape[1], dtype=np.float32), 0.3),
+    )
+    learned.save(tmp_path / "people")
     again = Recommender.load(tmp_path / "people")
-    np.testing.assert_array_equal(again.recent, fitted.recommender.recent)
     histories = [np.array([1, 2]), np.array([], int), np.array([40, -1, 3])]
     np.testing.assert_array_equal(
-        again.over(ids, texts, vectors)(histories),
-        fitted.recommender.over(ids, texts, vectors)(histories),
+        again.over(ids, texts, vectors)(histories), learned.over(ids, texts, vectors)(histories)
     )
+    reviews = [vectors[:3]], [[0, 5, 1]]
+    np.testing.assert_array_equal(again.review_vectors(*reviews), learned.review_vectors(*reviews))
+
+
+def test_neighbours_of_the_chosen_strength_are_handed_on():
+    histories, ids, texts, vectors = world(60)
+    held_out = hold_out(histories, None, folds=3, seed=1)
+    words = word_neighbours(texts).matrix()
+    choices, near = choose_settings(held_out, histories, vectors, words, longest=50, order=False)
+    for part, found in zip(held_out, near, strict=True):
+        fitted = fit_co_occurrence(part.histories, len(ids), strength=choices.strength).matrix()
+        assert (found != fitted).nnz == 0
+    settings = RecommenderSettings(order=False)
+    chosen = fit_recommender(histories, ids, texts, vectors, settings, seed=1)
+    settings = RecommenderSettings(order=False, choices=choices)
+    given = fit_recommender(histories, ids, texts, vectors, settings, seed=1)
+    assert chosen.as_dict() == given.as_dict()
+
+
+def test_without_co_occurrence_words_choose_the_decay(monkeypatch):
+    """Three items of one kind, two of another, and again one of the first.
+
+    `d^4 + d^3 + d^2 > d + 1` for 0.9 and more of the decays that are tried.
+    """
+
+    def refused(*_, **__):
+        raise AssertionError("co-occurrence is no part of the score")
+
+    monkeypatch.setattr("training.recommendation.choices.fit_co_occurrence", refused)
+    monkeypatch.setattr("training.recommendation.fit.fit_co_occurrence", refused)
+    histories = [10 * (n % 4) + np.array([0, 1, 2, 10, 11, 3]) for n in range(12)]
+    vectors, texts = np.eye(50, dtype=np.float32), [f"kind{row // 10}" for row in range(50)]
+    (part, *_) = hold_out(histories, None, folds=3, seed=0)
+    part = replace(
+        part,
+        users=np.arange(12),
+        places=np.full(12, 5),
+        target=np.array([history[5] for history in histories]),
+        seen=[history[:5] for history in histories],
+    )
+    words = word_neighbours(texts).matrix()
+    choices, near = choose_settings(
+        [part], histories, vectors, words, longest=50, co_occurrence=False
+    )
+    assert (choices.decay, near) == (0.9, [])
+
+    settings = RecommenderSettings(parts=("words", "popularity"), order=False)
+    ids = [f"i{row}" for row in range(50)]
+    fit = fit_recommender(histories, ids, texts, vectors, settings)
+    assert fit.recommender.weights.co_occurrence == 0 < fit.recommender.weights.words
 
 
 def test_order_off_ignores_order():
@@ -319,7 +375,8 @@ def test_where_fashions_change_recent_popularity_is_chosen():
         times.append(days(*(7 * weeks)))
     held_out = hold_out(histories, times, folds=3, seed=0)
     vectors = np.eye(60, dtype=np.float32)
-    choices = choose_settings(held_out, histories, vectors, longest=50)
+    no_words = sp.csr_matrix((60, 60), dtype=np.float32)
+    choices, _ = choose_settings(held_out, histories, vectors, no_words, longest=50)
     assert choices.half_life is not None
     span = (max(t[-1] for t in held_out[0].times) - days(0)[0]) / np.timedelta64(1, "D")
     assert choices.half_life < span / 4
@@ -346,7 +403,8 @@ def test_where_order_says_nothing_old_items_count_as_much():
     mixed = [np.where(draw.random(6) < 0.4, draw.integers(0, 100, 6), rows) for rows in histories]
     vectors = np.repeat(np.eye(10, dtype=np.float32), 10, axis=0)
     held_out = hold_out(mixed, None, folds=3, seed=0)
-    choices = choose_settings(held_out, mixed, vectors, longest=50)
+    no_words = sp.csr_matrix((100, 100), dtype=np.float32)
+    choices, _ = choose_settings(held_out, mixed, vectors, no_words, longest=50)
     assert choices.decay >= 0.9
     assert choices.text_decay >= 0.9
     assert choices.half_life is None

@@ -170,7 +170,7 @@ def test_scores_are_the_formula_and_the_same_after_loading(shop, vectors, tmp_pa
         np.testing.assert_allclose(found[1], over(histories)[1], atol=1e-5)
 
 
-def test_a_recommender_from_before_reviews_loads(shop, vectors, tmp_path):
+def test_a_recommender_from_before_reviews_and_recent_events_loads(shop, vectors, tmp_path):
     fit, _ = reviewed_world(shop, vectors, "past")
     fit.recommender.save(tmp_path / "old")
     path = tmp_path / "old" / "recommender.json"
@@ -178,11 +178,12 @@ def test_a_recommender_from_before_reviews_loads(shop, vectors, tmp_path):
     del settings["sentiment_bias"], settings["weights"]["reviews"]
     path.write_text(json.dumps(settings))
     arrays = dict(np.load(tmp_path / "old" / "items.npz"))
-    del arrays["sentiment"]
+    del arrays["sentiment"], arrays["recent"]
     np.savez_compressed(tmp_path / "old" / "items.npz", **arrays)
     old = Recommender.load(tmp_path / "old")
     assert old.weights.reviews == REVIEWS_TO_TEXT * old.weights.text
     assert old.sentiment(vectors[:1], np.array([0.0]))[0] == pytest.approx(0.5)
+    np.testing.assert_array_equal(old.recent, fit.recommender.counts)
 
 
 def test_tone_is_learned_from_ratings_of_others(shop):
