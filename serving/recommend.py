@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from serving.index.exhaustive import best_items
 from towers.recommender import CatalogRecommender
-from towers.review_sentiment import DISLIKE
+from towers.review_sentiment import embed_reviewers
 from towers.user_tower import embed_users
 
 ScoresOfQueries = Callable[[tf.Tensor], tf.Tensor]
@@ -68,7 +68,6 @@ class RecommendGraph(tf.Module):
         self._item_count = len(recommender.item_ids)
         self._item_scores, self._embeddings_at = item_scores, embeddings_at
         self._query_scores, self._embed_reviews = query_scores, embed_reviews
-        assert learned.sentiment is not None
         self._tone = tf.Variable(learned.sentiment.kernel, trainable=False)
         self._tone_bias = learned.sentiment.bias
         self._tower = {
@@ -120,16 +119,7 @@ class RecommendGraph(tf.Module):
             user = tf.where(written)[:, 0]  # [R]
             vectors = self._embed_reviews(tf.boolean_mask(reviews, written))  # [R, d]
             rating = tf.boolean_mask(ratings, written)
-            rated = (rating != 0) & ~tf.math.is_nan(rating)
-            sentiment = tf.where(
-                rated,
-                tf.clip_by_value((rating - 3.0) / 2.0, -1.0, 1.0),
-                tf.tanh((tf.linalg.matvec(vectors, tone) + self._tone_bias) / 2.0),
-            )
-            sentiment = tf.where(sentiment < 0, DISLIKE * sentiment, sentiment)
-            sums = tf.math.unsorted_segment_sum(sentiment[:, None] * vectors, user, count)
-            total = tf.math.unsorted_segment_sum(tf.abs(sentiment), user, count)
-            return tf.math.divide_no_nan(sums, total[:, None])
+            return embed_reviewers(tone, self._tone_bias, vectors, rating, user, count)
 
         def nothing() -> tf.Tensor:
             return tf.zeros([count, tone.shape[0]])

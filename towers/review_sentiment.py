@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from keras import ops
+
+Tensor = Any
 
 # tanh(bias / 2) = .5: nothing can be said of a review's tone, and more people praise than complain.
 _MILDLY_LIKED = float(np.log(3.0))
@@ -39,21 +43,9 @@ class ReviewSentiment:
         return cls(np.zeros(embedding_dim, np.float32), _MILDLY_LIKED)
 
     def __call__(self, vectors: np.ndarray, ratings: np.ndarray) -> np.ndarray:
-        """Sentiments.
-
-        Args:
-            vectors: float32 `[reviews, d]`, of the review texts.
-            ratings: float `[reviews]`; 0 or NaN for none; what lies outside of 1 to 5 counts as
-                the nearer end.
-
-        Returns:
-            float32 `[reviews]`.
-        """
-        given = rated(ratings)
-        by_rating = np.clip((np.where(given, ratings, 3.0) - 3.0) / 2.0, -1.0, 1.0)
-        predicted = np.tanh((vectors @ self.kernel + self.bias) / 2.0)
-        sentiment = np.where(given, by_rating, predicted).astype(np.float32)
-        return np.where(sentiment < 0, np.float32(DISLIKE) * sentiment, sentiment)
+        """`sentiments` with the kernel and bias, float32 `[reviews]`."""
+        found = sentiments(self.kernel, self.bias, vectors, np.asarray(ratings, np.float32))
+        return ops.convert_to_numpy(found)
 
     def user_vectors(
         self, vectors: Sequence[np.ndarray], ratings: Sequence[np.ndarray]
@@ -72,12 +64,59 @@ class ReviewSentiment:
         Returns:
             float32 `[users, d]`; zeros for a user whose reviews say nothing.
         """
-        users = np.zeros((len(vectors), len(self.kernel)), np.float32)
-        for user, (of_user, given) in enumerate(zip(vectors, ratings, strict=True)):
-            sentiment = self(of_user, np.asarray(given, np.float32))
-            if total := float(np.abs(sentiment).sum()):
-                users[user] = sentiment @ of_user / total
-        return users
+        user = np.repeat(np.arange(len(vectors)), [len(of_user) for of_user in vectors])
+        none = np.zeros((0, len(self.kernel)), np.float32)
+        found = embed_reviewers(
+            self.kernel,
+            self.bias,
+            np.concatenate([none, *vectors]),
+            np.concatenate([none[:, 0], *(np.asarray(given, np.float32) for given in ratings)]),
+            user,
+            len(vectors),
+        )
+        return ops.convert_to_numpy(found)
+
+
+def sentiments(kernel: Tensor, bias: float, vectors: Tensor, ratings: Tensor) -> Tensor:
+    """Sentiments of reviews; see `ReviewSentiment`.
+
+    Args:
+        kernel: float32 `[d]`.
+        bias: of the logit of praise.
+        vectors: float32 `[reviews, d]`, of the review texts.
+        ratings: float32 `[reviews]`; 0 or NaN for none; what lies outside of 1 to 5 counts as the
+            nearer end.
+
+    Returns:
+        float32 `[reviews]`.
+    """
+    given = ops.logical_and(ops.not_equal(ratings, 0.0), ops.logical_not(ops.isnan(ratings)))
+    by_rating = ops.clip((ratings - 3.0) / 2.0, -1.0, 1.0)
+    predicted = ops.tanh((ops.matmul(vectors, kernel) + bias) / 2.0)
+    sentiment = ops.where(given, by_rating, predicted)
+    return ops.where(sentiment < 0, DISLIKE * sentiment, sentiment)
+
+
+def embed_reviewers(
+    kernel: Tensor, bias: float, vectors: Tensor, ratings: Tensor, user: Tensor, users: Any
+) -> Tensor:
+    """`ReviewSentiment.user_vectors` of a flat batch, for use in an exported graph as well.
+
+    Args:
+        kernel: see `sentiments`.
+        bias: see `sentiments`.
+        vectors: float32 `[reviews, d]`, of the reviews of all users.
+        ratings: float32 `[reviews]`; see `sentiments`.
+        user: int `[reviews]`, whose review it is.
+        users: number of users.
+
+    Returns:
+        float32 `[users, d]`; zeros for a user whose reviews say nothing.
+    """
+    sentiment = sentiments(kernel, bias, vectors, ratings)
+    sums = ops.segment_sum(sentiment[:, None] * vectors, user, users)
+    total = ops.segment_sum(ops.abs(sentiment), user, users)[:, None]
+    return sums / ops.where(total > 0, total, 1.0)
 
 
 def rated(ratings: np.ndarray) -> np.ndarray:

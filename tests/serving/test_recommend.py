@@ -63,9 +63,10 @@ def a_recommender(retriever: Retriever) -> Recommender:
         ["m1", "k1", "gone", "g2", "m2"],
         near,
         np.array([4, 7, 9, 1, 2]),
+        np.array([2.5, 6, 3, 0.5, 2], np.float32),
+        ReviewSentiment(draw.normal(size=retriever.embedding_dim).astype("f4"), 0.3),
         max_history=4,
         encoder_fingerprint=retriever.fingerprint(),
-        sentiment=ReviewSentiment(draw.normal(size=retriever.embedding_dim).astype("f4"), 0.3),
     )
 
 
