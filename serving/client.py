@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import grpc
@@ -75,7 +75,7 @@ class VersionStatus(NamedTuple):
     error: str
 
 
-class RetrievalClient:
+class RetrievalClient(AbstractContextManager["RetrievalClient"]):
     """Asks a server, ours or TensorFlow Serving, about a model exported by this package.
 
     One client may be shared by threads. It holds a connection: close it, or use it in a `with`.
@@ -253,16 +253,7 @@ class RetrievalClient:
         """Closes the connection."""
         self._transport.close()
 
-    def __enter__(self) -> RetrievalClient:
-        """Returns the client."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Closes the connection."""
         self.close()
 

@@ -11,8 +11,8 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import TypeVar
 
 import grpc
@@ -123,7 +123,7 @@ class _Server:
         return result
 
 
-class ShardedClient:
+class ShardedClient(AbstractContextManager["ShardedClient"]):
     """Asks all shards of a catalogue at once and merges their answers exactly.
 
     The k best of all shards, in the order that one index over all items would give them, items of
@@ -266,16 +266,7 @@ class ShardedClient:
         for server in itertools.chain.from_iterable(self._servers):
             server.transport.close()
 
-    def __enter__(self) -> ShardedClient:
-        """Returns the client."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Closes the connections."""
         self.close()
 

@@ -8,7 +8,6 @@ import re
 import resource
 import sys
 from pathlib import Path
-from types import TracebackType
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -32,12 +31,7 @@ class PeakMemory:
             _CLEAR.write_text("5")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.bytes = _peak()
 
 
