@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from towers.text_encoder import EncoderWeights, TextEncoder
+from towers.text_encoder import Architecture, EncoderWeights, TextEncoder
 from towers.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -24,6 +25,9 @@ BATCH_TOKENS = 2048
 # One batch's operations that do not spread over cores run beside another's that do.
 _BATCHES_AT_ONCE = 2
 _TOKENISE_ROWS = 4096
+_KEPT = 32  # compiled functions; each is a graph without its weights
+
+Forward = Callable[[EncoderWeights, dict[str, np.ndarray]], Any]
 
 
 class BatchEncoder:
@@ -43,7 +47,6 @@ class BatchEncoder:
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.dtype = dtype or encoder.compute_dtype
-        self._forward: Callable[[EncoderWeights, dict[str, np.ndarray]], Any] | None = None
 
     def encode(
         self,
@@ -68,9 +71,7 @@ class BatchEncoder:
         # Longest first: the peak of memory comes at once, not after an hour.
         order = np.argsort(-lengths, kind="stable")
         weights = self.encoder.read_weights(self.dtype)
-        if self._forward is None:
-            self._forward = _compiled(self.encoder, weights)
-        forward = self._forward
+        forward = _compiled(self.encoder.architecture, weights)
 
         def embed(rows: np.ndarray) -> np.ndarray:
             vectors[rows] = keras.ops.convert_to_numpy(
@@ -97,22 +98,36 @@ class BatchEncoder:
         return vectors
 
 
-def _compiled(
-    encoder: TextEncoder, weights: EncoderWeights
-) -> Callable[[EncoderWeights, dict[str, np.ndarray]], Any]:
-    """`TextEncoder.embed`, compiled by the backend."""
-    if keras.backend.backend() == "tensorflow":
-        ids = tf.TensorSpec([None, None], tf.int32)
-        signature = [
-            tf.nest.map_structure(tf.TensorSpec.from_tensor, weights),
-            {"token_ids": ids, "padding_mask": ids},
-        ]
-        return tf.function(encoder.embed, input_signature=signature, autograph=False)
-    if keras.backend.backend() == "jax":
-        import jax
+def _compiled(architecture: Architecture, weights: EncoderWeights) -> Forward:
+    """`Architecture.embed`, compiled by the backend once for all encoders that differ in weights.
 
-        return jax.jit(encoder.embed)
-    return encoder.embed
+    Runs that try several towers encode with many of the same shape; compiling takes longer than
+    encoding a small catalogue.
+    """
+    if keras.backend.backend() == "tensorflow":
+        return _tf_function(architecture, tf.nest.map_structure(tf.TensorSpec.from_tensor, weights))
+    if keras.backend.backend() == "jax":
+        return _jax_function(architecture)
+    return architecture.embed
+
+
+@lru_cache(maxsize=_KEPT)
+def _tf_function(architecture: Architecture, weights: EncoderWeights) -> Forward:
+    """For weights of given specifications."""
+
+    def embed(weights: EncoderWeights, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        return architecture.embed(weights, inputs)
+
+    ids = tf.TensorSpec([None, None], tf.int32)
+    signature = [weights, {"token_ids": ids, "padding_mask": ids}]
+    return tf.function(embed, input_signature=signature, autograph=False)
+
+
+@lru_cache(maxsize=_KEPT)
+def _jax_function(architecture: Architecture) -> Forward:
+    import jax
+
+    return jax.jit(architecture.embed)
 
 
 def token_sequences(

@@ -29,24 +29,30 @@ class Pooling(keras.layers.Layer):
         self.mode = mode
 
     def call(self, tokens: Any, padding_mask: Any) -> Any:
-        """Pools.
-
-        Args:
-            tokens: float ``[N, T, d]``.
-            padding_mask: int or bool ``[N, T]``, 1 for tokens.
-
-        Returns:
-            float32 ``[N, d]``.
-        """
-        tokens = ops.cast(tokens, "float32")
-        if self.mode == "cls":
-            return tokens[:, 0]
-        mask = ops.cast(padding_mask, "float32")[:, :, None]  # [N, T, 1]
-        if self.mode == "max":
-            # Finite, so that a text of padding alone does not turn into NaN further on.
-            return ops.max(ops.where(mask > 0, tokens, -1e9), axis=1)
-        return ops.sum(tokens * mask, axis=1) / ops.maximum(ops.sum(mask, axis=1), 1.0)
+        """Pools; see `pool`."""
+        return pool(tokens, padding_mask, self.mode)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "mode": self.mode}
+
+
+def pool(tokens: Any, padding_mask: Any, mode: str) -> Any:
+    """Pools token vectors.
+
+    Args:
+        tokens: float ``[N, T, d]``.
+        padding_mask: int or bool ``[N, T]``, 1 for tokens.
+        mode: see `Pooling`.
+
+    Returns:
+        float32 ``[N, d]``.
+    """
+    tokens = ops.cast(tokens, "float32")
+    if mode == "cls":
+        return tokens[:, 0]
+    mask = ops.cast(padding_mask, "float32")[:, :, None]  # [N, T, 1]
+    if mode == "max":
+        # Finite, so that a text of padding alone does not turn into NaN further on.
+        return ops.max(ops.where(mask > 0, tokens, -1e9), axis=1)
+    return ops.sum(tokens * mask, axis=1) / ops.maximum(ops.sum(mask, axis=1), 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -11,7 +12,7 @@ from keras import ops
 from towers.adaptation import Adaptation
 from towers.bert import BertWeights, bert_weights, compute_in, merged, sequence_output
 from towers.checkpoint import DEFAULT_PRESET, load_backbone
-from towers.pooling import Pooling
+from towers.pooling import Pooling, pool
 
 
 class EncoderWeights(NamedTuple):
@@ -24,6 +25,40 @@ class EncoderWeights(NamedTuple):
 
     bert: BertWeights
     projections: tuple[Any, ...]
+
+
+class Architecture(NamedTuple):
+    """All of a `TextEncoder` that its weights do not tell; hashable.
+
+    Attributes:
+        num_heads: attention heads.
+        pooling: see `Pooling`.
+    """
+
+    num_heads: int
+    pooling: str
+
+    def embed(
+        self,
+        weights: EncoderWeights,
+        inputs: Mapping[str, Any],
+        *,
+        dropout: Callable[[Any], Any] = lambda x: x,
+        perturbation: Any = None,
+    ) -> Any:
+        """Encodes token ids; see `TextEncoder.embed`."""
+        tokens = sequence_output(
+            weights.bert,
+            inputs["token_ids"],
+            inputs["padding_mask"],
+            num_heads=self.num_heads,
+            dropout=dropout,
+            perturbation=perturbation,
+        )  # [N, T, hidden]
+        pooled = pool(tokens, inputs["padding_mask"], self.pooling)  # [N, hidden]
+        for kernel in weights.projections:
+            pooled = ops.matmul(pooled, kernel)  # [N, embedding_dim]
+        return ops.normalize(pooled, axis=-1, order=2, epsilon=1e-12)
 
 
 @keras.saving.register_keras_serializable(package="towers")
@@ -142,18 +177,17 @@ class TextEncoder(keras.Model):
         def drop_out(x: Any) -> Any:
             return keras.random.dropout(x, self.backbone.dropout, seed=seeds or self.seed_generator)
 
-        tokens = sequence_output(
-            weights.bert,
-            inputs["token_ids"],
-            inputs["padding_mask"],
-            num_heads=self.backbone.num_heads,
+        return self.architecture.embed(
+            weights,
+            inputs,
             dropout=drop_out if training and self.backbone.dropout else lambda x: x,
             perturbation=perturbation,
-        )  # [N, T, hidden]
-        pooled = self.pooling(tokens, inputs["padding_mask"])  # [N, hidden]
-        for kernel in weights.projections:
-            pooled = ops.matmul(pooled, kernel)  # [N, embedding_dim]
-        return ops.normalize(pooled, axis=-1, order=2, epsilon=1e-12)
+        )
+
+    @property
+    def architecture(self) -> Architecture:
+        """What `embed` knows of the encoder beside its weights."""
+        return Architecture(int(self.backbone.num_heads), self.pooling.mode)
 
     @property
     def seed_generator(self) -> keras.random.SeedGenerator:

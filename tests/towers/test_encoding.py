@@ -10,6 +10,7 @@ import tensorflow as tf
 from towers import encoding
 from towers.encoding import BatchEncoder, padded, token_sequences
 from towers.retriever import Retriever
+from towers.text_encoder import Architecture, TextEncoder
 
 WORDS = ["kettle", "mug", "garden", "hose", "red", "coffee", "filter", "lid"]
 
@@ -62,6 +63,30 @@ def test_any_length_up_to_all_positions(
         vectors = BatchEncoder(tower, tokenizer).encode([text], max_length=length)
         alone = tower(tokenizer(tf.constant([text]), length))
         np.testing.assert_allclose(vectors, alone, atol=1e-5)
+
+
+def test_encoders_of_one_shape_are_compiled_once(
+    make_tiny_encoder: Callable[..., TextEncoder],
+    tiny_retriever: Retriever,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[Architecture] = []
+    embed = Architecture.embed
+
+    def watched(self: Architecture, *arguments: Any, **options: Any) -> Any:
+        if not tf.executing_eagerly():
+            compiled.append(self)
+        return embed(self, *arguments, **options)
+
+    monkeypatch.setattr(Architecture, "embed", watched)
+    encoding._tf_function.cache_clear()
+    tokenizer, texts = tiny_retriever.tokenizer, ["kettle mug", "garden", ""]
+    for seed, pooling in ((0, "mean"), (1, "mean"), (1, "max"), (0, "max"), (2, "mean")):
+        tower = make_tiny_encoder(seed, pooling=pooling)
+        vectors = BatchEncoder(tower, tokenizer).encode(texts, max_length=8)
+        alone = tower(tokenizer(tf.constant(texts), 8))
+        np.testing.assert_allclose(vectors, alone, atol=1e-5)
+    assert compiled == [Architecture(2, "mean"), Architecture(2, "max")]
 
 
 def test_batches_hold_about_the_tokens_they_should(
