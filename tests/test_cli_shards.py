@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from serving.bulk.output import DIGEST, FINISHED_FOLDER, MANIFEST_FILE, EncodedManifest, ShardDigest
+from serving.bulk.shard_files import shard_writer
 from serving.server.model_watcher import LoadOptions
 from serving.server.server import ModelServer
 from serving.shards import find_shards, shard_of
+from serving.stored_items import StoredItems
+from training.run_folder import RunFolder
 
 
 def _write(path: Path, columns: dict[str, list[str]]) -> Path:
@@ -109,6 +115,44 @@ def test_shards_are_exported_asked_and_changed(
     removed = towers("index", "remove", base, new, "--json")
     assert removed.status == 2
     assert "'n1' is not in the export" in removed.err
+
+
+def test_vectors_made_ahead_go_to_the_shards_of_their_items(
+    shop: Path, towers: Callable[..., Any], tiny_catalog: dict[str, list[str]], tmp_path: Path
+) -> None:
+    """Vectors that the encoder would not make, in a folder as `towers encode` writes it."""
+    retriever = RunFolder.existing(shop / "run").load_retriever()
+    ids, catalog = tiny_catalog["item_id"], shop / "products.csv"
+    vectors = np.random.default_rng(0).normal(size=(len(ids), 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    manifest = EncodedManifest(
+        encoder_fingerprint=retriever.fingerprint(),
+        item_template=retriever.text.item_template,
+        format="parquet",
+        shards=1,
+        embedding_dim=32,
+        catalog=[str(catalog)],
+        complete=True,
+        items=len(ids),
+    )
+    (tmp_path / FINISHED_FOLDER).mkdir()
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps(manifest.facts()))
+    with shard_writer(tmp_path / manifest.part(0), "parquet", 32) as write:
+        write(ids, vectors)
+    digest = ShardDigest(manifest.encoder_fingerprint)
+    digest.update(ids, retriever.template.render(tiny_catalog))
+    record = json.dumps({DIGEST: digest.hexdigest()})
+    (tmp_path / FINISHED_FOLDER / manifest.finished(0)).write_text(record)
+    facts = towers(
+        *("export", "--model", shop / "run", "--catalog", catalog, "--lexical", "off"),
+        *("--output", tmp_path / "models" / "shop", "--shards", 2, "--vectors", tmp_path, "--json"),
+    ).json
+    assert len(facts["shards"]) == 2
+    for number, shard in enumerate(facts["shards"]):
+        rows = [row for row, item_id in enumerate(ids) if shard_of(item_id, 2) == number]
+        assert StoredItems.read(Path(shard["path"])).ids == [ids[row] for row in rows]
+        kept = np.load(Path(shard["path"]) / "assets.extra" / "towers" / "item_embeddings.npy")
+        np.testing.assert_array_equal(kept, vectors[rows])
 
 
 @pytest.mark.parametrize(
