@@ -147,6 +147,16 @@ def towers_process() -> Callable[..., Answer]:
     return call
 
 
+@pytest.fixture
+def eagerly() -> Iterator[None]:
+    """Runs compiled functions as plain Python: to trace a training step takes longer than a few."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="session")
 def golden_texts() -> list[str]:
     """Strings that break tokenizers, encoders, protocols and file formats."""
@@ -176,19 +186,23 @@ def tiny_vocabulary() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def make_tiny_encoder(tiny_vocabulary: tuple[str, ...]) -> Callable[..., object]:
-    """A factory of untrained two-layer text encoders, 32 wide, of the tiny vocabulary."""
+    """A factory of untrained text encoders, 32 wide, of the tiny vocabulary."""
     import keras
     import keras_hub
 
     from towers import TextEncoder
 
     def make(
-        seed: int = 0, dtype: str = "float32", dropout: float = 0.0, **arguments: object
+        seed: int = 0,
+        dtype: str = "float32",
+        dropout: float = 0.0,
+        layers: int = 2,
+        **arguments: object,
     ) -> TextEncoder:
         keras.utils.set_random_seed(seed)
         backbone = keras_hub.models.BertBackbone(
             vocabulary_size=len(tiny_vocabulary),
-            num_layers=2,
+            num_layers=layers,
             num_heads=2,
             hidden_dim=32,
             intermediate_dim=64,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,30 +26,26 @@ SHOP = Path(__file__).parent.parent / "examples" / "shop"
 NAME = "sample-shop"
 
 
-def towers(*arguments: object) -> dict[str, Any]:
-    """Runs a verb in a process of its own and returns the JSON object on its stdout."""
-    command = [sys.executable, "-m", "towers", *map(str, arguments), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, tiny_preset: str) -> dict[str, Any]:
+def shop(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_preset: str,
+    towers_process: Callable[..., Any],
+) -> dict[str, Any]:
     """A tiny encoder trained on the sample shop, exported as the command line does by itself."""
     base = tmp_path_factory.mktemp("shop")
     config = base / "config.toml"
     config.write_text("[encoder]\nquery_max_length = 24\nitem_max_length = 48\n")
     data = ("--catalog", SHOP / "catalog.csv", "--interactions")
-    train = towers(
+    train = towers_process(
         *("train", *data, SHOP / "train.csv", "--output", base / "run", "--encoder", tiny_preset),
         *("--config", config, "--method", "full", "--epochs", 1),
-        *("--learning-rate", 1e-3, "--shots", 64),
-    )
-    export = towers(
+        *("--learning-rate", 1e-3, "--shots", 64, "--json"),
+    ).json
+    export = towers_process(
         *("export", "--model", base / "run", "--catalog", SHOP / "catalog.csv"),
-        *("--output", base / "saved_models" / NAME),
-    )
+        *("--output", base / "saved_models" / NAME, "--json"),
+    ).json
     return {"base": base, "train": train, "export": export, "data": data, "encoder": tiny_preset}
 
 
@@ -71,12 +66,14 @@ def test_training_reports_what_it_did(shop: dict[str, Any]) -> None:
     assert json.loads((run / "config.json").read_text())["shots"] == 64
 
 
-def test_evaluation_covers_the_whole_catalogue(shop: dict[str, Any], tmp_path: Path) -> None:
+def test_evaluation_covers_the_whole_catalogue(
+    shop: dict[str, Any], tmp_path: Path, towers: Callable[..., Any]
+) -> None:
     run_file = tmp_path / "shop.trec"
     result = towers(
         *("evaluate", "--model", shop["base"] / "run", *shop["data"], SHOP / "test.csv"),
-        *("--run-file", run_file, "--depth", 20, "--measures", "nDCG@10,R@20"),
-    )
+        *("--run-file", run_file, "--depth", 20, "--measures", "nDCG@10,R@20", "--json"),
+    ).json
     assert result["queries"] == 115
     assert 0 <= result["measures"]["nDCG@10"]["mean"] <= 1
     ranked = {line.split()[2] for line in run_file.read_text().splitlines()}
@@ -132,20 +129,26 @@ def test_all_ways_to_ask_give_the_same_answer(
     np.testing.assert_array_equal(outputs["item_ids"], saved_ids)
 
 
-def test_the_query_verb_asks_over_both_transports(server: Any) -> None:
+def test_the_query_verb_asks_over_both_transports(
+    server: Any, towers_process: Callable[..., Any], towers: Callable[..., Any]
+) -> None:
     catalog = SHOP / "catalog.csv"
-    ask = ("query", "kettle", "--model", NAME, "--k", 3, "--catalog", catalog)
-    over_grpc = towers(*ask, "--server", server.grpc)
-    over_rest = towers(*ask, "--rest", "--server", server.rest)
+    ask = ("query", "kettle", "--model", NAME, "--k", 3, "--catalog", catalog, "--json")
+    over_grpc = towers_process(*ask, "--server", server.grpc).json
+    over_rest = towers(*ask, "--rest", "--server", server.rest).json
     assert len(over_grpc["items"]) == len(over_rest["items"]) == 3
     for one, other in zip(over_grpc["items"], over_rest["items"], strict=True):
         assert one == {**other, "score": pytest.approx(other["score"], abs=1e-6)}
     assert all(item["title"] for item in over_grpc["items"])
 
 
-def test_the_query_verb_says_why(shop: dict[str, Any], server: Any) -> None:
-    ask = ("query", "steel kettle", "--model", NAME, "--k", 3, "--server", server.grpc)
-    answer = towers(*ask, "--catalog", SHOP / "catalog.csv", "--explain", shop["base"] / "run")
+def test_the_query_verb_says_why(
+    shop: dict[str, Any], server: Any, towers: Callable[..., Any]
+) -> None:
+    ask = ("query", "steel kettle", "--model", NAME, "--k", 3, "--server", server.grpc, "--json")
+    why = ("--catalog", SHOP / "catalog.csv", "--explain", shop["base"] / "run")
+    answer = towers(*ask, *why).json
+    assert len(answer["items"]) == 3
     for item in answer["items"]:
         why = item["why"]
         words = [one["word"] for one in why["query"]]
@@ -159,7 +162,7 @@ def test_the_query_verb_says_why(shop: dict[str, Any], server: Any) -> None:
 
 
 def test_a_new_export_is_served_without_a_restart(
-    shop: dict[str, Any], server: Any, tmp_path: Path
+    shop: dict[str, Any], server: Any, tmp_path: Path, towers: Callable[..., Any]
 ) -> None:
     lines = (SHOP / "catalog.csv").read_text().splitlines()
     smaller = tmp_path / "catalog.csv"
@@ -168,40 +171,38 @@ def test_a_new_export_is_served_without_a_restart(
     trained = towers(
         *("train", *shop["data"], SHOP / "train.csv", "--output", run, "--method", "zero-shot"),
         *("--encoder", shop["encoder"], "--config", shop["base"] / "config.toml"),
-        *("--lexical", "auto"),
-    )
+        *("--lexical", "auto", "--json"),
+    ).json
     export = towers(
         *("export", "--model", run, "--catalog", smaller),
-        *("--output", shop["base"] / "saved_models" / NAME),
-    )
+        *("--output", shop["base"] / "saved_models" / NAME, "--json"),
+    ).json
     assert export["version"] == shop["export"]["version"] + 1
     assert export["lexical_weight"] == trained["lexical"]["weight"] > 0
-    address = server.grpc
-    for _ in range(60):
-        answer = towers("query", "x", "--model", NAME, "--server", address)
-        if len(answer["items"]) == 3:
-            break
-    else:
-        pytest.fail("the new version was not picked up")
+    ask = ("--model", NAME, "--server", server.grpc)
+    deadline = time.monotonic() + 300
+    while len(towers("query", "x", *ask, "--json").json["items"]) != 3:
+        assert time.monotonic() < deadline, "the new version was not picked up"
+        time.sleep(0.5)
 
     # What is served is what was evaluated.
     judged = tmp_path / "judged.csv"
     first = lines[1].split(",")[0]
     judged.write_text(f"query,item_id\nspringform tin,{first}\n")
     run_file = tmp_path / "hybrid.trec"
-    towers(
+    evaluation = towers(
         *("evaluate", "--model", run, "--catalog", smaller, "--interactions", judged),
         *("--run-file", run_file),
     )
-    answer = towers("query", "springform tin", "--model", NAME, "--server", address)
+    assert evaluation.status == 0, evaluation.err
+    answer = towers("query", "springform tin", *ask, "--json").json
     evaluated = [line.split() for line in run_file.read_text().splitlines()]
     assert [item["item_id"] for item in answer["items"]] == [line[2] for line in evaluated]
     scores = [float(line[4]) for line in evaluated]
     np.testing.assert_allclose([item["score"] for item in answer["items"]], scores, atol=1e-3)
 
     # A run whose towers are not those of the server cannot say why.
-    command = [sys.executable, "-m", "towers", "query", "x", "--model", NAME, "--server", address]
-    command += ["--catalog", str(smaller), "--explain", str(shop["base"] / "run")]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert refused.returncode == 2
-    assert "is not the run that the server's model was exported from" in refused.stderr
+    of_others = ("--catalog", smaller, "--explain", shop["base"] / "run")
+    refused = towers("query", "x", *ask, *of_others)
+    assert refused.status == 2
+    assert "is not the run that the server's model was exported from" in refused.err

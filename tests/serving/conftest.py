@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -72,6 +74,17 @@ class ShopModel(tf.Module):
             "version": self.version,
             "turns": tf.while_loop(lambda i: i < turns, lambda i: (i + 1,), [0])[0],
         }
+
+
+@pytest.fixture(scope="session")
+def core_ops() -> set[str]:
+    """TensorFlow's own ops, by the registry of a process that has loaded no other library."""
+    code = (
+        "from tensorflow.python.framework.c_api_util import ApiDefMap\n"
+        "print(*ApiDefMap().op_names())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
 
 
 @pytest.fixture(scope="session")

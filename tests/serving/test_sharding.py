@@ -157,9 +157,18 @@ class InProcess:
         pass
 
 
+@pytest.fixture(scope="module")
+def kept() -> dict[str, list[tf.Module]]:
+    """Modules of exports by what they hold, for all tests."""
+    return {}
+
+
 @pytest.fixture
 def clients(
-    monkeypatch: pytest.MonkeyPatch, tiny_retriever: Retriever, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_retriever: Retriever,
+    tmp_path: Path,
+    kept: dict[str, list[tf.Module]],
 ) -> Iterator[Callable[..., tuple[ShardedClient, RetrievalClient]]]:
     """Returns a function that gives a client of shards and one of a single index over all items."""
     built: list[tf.Module] = []
@@ -169,19 +178,28 @@ def clients(
         return version.manifest
 
     def transport(address: str, model: str, *_: Any) -> InProcess:
-        return InProcess(built[int(address)])
+        name, number = address.split("/")
+        return InProcess(kept[name][int(number)])
 
     monkeypatch.setattr(BuiltVersion, "write", keep)
     monkeypatch.setattr("serving.fan_out.make_transport", transport)
     monkeypatch.setattr("serving.client.make_transport", transport)
 
     def make(rows: Rows, count: int, weight: float) -> tuple[ShardedClient, RetrievalClient]:
-        published = _export(tiny_retriever, rows, tmp_path / "shop", count, weight)
-        counts = Counter(shard_of(item_id, count) for item_id in rows["item_id"])
-        assert [x.item_count for x in published.manifests] == [counts[n] for n in range(count)]
-        _export(tiny_retriever, rows, tmp_path / "whole", weight=weight)
-        shards = [str(number) for number in range(count)]
-        return ShardedClient(shards, model="shop"), RetrievalClient(str(count), model="whole")
+        whole = f"{len(rows['item_id'])} items of weight {weight}"
+        parts = f"{whole} in {count} shards"
+        if whole not in kept:
+            built.clear()
+            _export(tiny_retriever, rows, tmp_path / "whole", weight=weight)
+            kept[whole] = list(built)
+        if parts not in kept:
+            built.clear()
+            published = _export(tiny_retriever, rows, tmp_path / "shop", count, weight)
+            counts = Counter(shard_of(item_id, count) for item_id in rows["item_id"])
+            assert [x.item_count for x in published.manifests] == [counts[n] for n in range(count)]
+            kept[parts] = list(built)
+        shards = [f"{parts}/{number}" for number in range(count)]
+        return ShardedClient(shards, model="shop"), RetrievalClient(f"{whole}/0", model="whole")
 
     tf.config.run_functions_eagerly(True)
     yield make

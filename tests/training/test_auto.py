@@ -276,6 +276,7 @@ def test_two_queries_are_too_few(
     )
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_scores_are_those_of_the_formula(
     make_tiny_retriever: Make, tmp_path: Path, pairs: Interactions
 ) -> None:
