@@ -114,6 +114,7 @@ def test_one_item_is_nothing_to_learn_from(options: dict, tmp_path: Path, tiny_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_warm_up_comes_before_the_method(
     tmp_path: Path, tiny_preset: str, catalog: Catalog
 ) -> None:
@@ -129,6 +130,7 @@ def test_warm_up_comes_before_the_method(
     assert changed(tmp_path / "with", tiny_preset)
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_auto_starts_from_the_warm_up_where_it_was_chosen(
     tmp_path: Path, tiny_preset: str, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -310,6 +310,7 @@ def test_interpolation_of_what_is_added(
     assert min(np.abs(middle - start).max(), np.abs(middle - end).max()) > 1e-4
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_adapt_keeps_the_best_share(
     tmp_path: Path,
     pairs: Interactions,

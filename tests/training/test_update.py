@@ -196,6 +196,7 @@ def test_what_is_held_out_stays_held_out(
     assert metrics["update"]["lost_pairs"] == gone > 0
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_version_that_forgets_is_refused(shop: Path, first: RunFolder, tmp_path: Path) -> None:
     """A rate that ruins the towers: nothing of what they knew is left."""
     new = read(shop, "new.csv")
