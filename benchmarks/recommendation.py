@@ -21,6 +21,7 @@ from reporting import arguments, report
 from towers import ItemTemplate, Retriever
 from towers.encoding import fast_dtype
 from training.catalog import Catalog
+from training.contexts import Contexts, timestamp_columns
 from training.histories import Histories
 from training.recommendation.baselines import (
     Blend,
@@ -30,6 +31,7 @@ from training.recommendation.baselines import (
     Popularity,
     RecentText,
 )
+from training.recommendation.choices import Choices
 from training.recommendation.debiasing import Reranked, trade_off
 from training.recommendation.evaluation import (
     Estimate,
@@ -49,9 +51,9 @@ from training.recommendation.splits import (
     temporal_split,
     without_items,
 )
-from training.recommendation.user_groups import user_groups
 from training.statistics import compare
 from training.train import render_items
+from training.user_columns import UserColumns
 
 SHRINKAGES = (0.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 L2 = (10.0, 20.0, 50.0, 200.0, 500.0)
@@ -67,6 +69,11 @@ OURS: dict[str, dict[str, Any]] = {
 COLD_SHARE = 0.2
 BEHAVIOURS = (0, 1, 3, 5)
 STRENGTHS = (-0.5, -0.25, 0.0, 0.1, 0.25, 0.5, 1.0)
+CONTEXTS: dict[str, tuple[str, ...]] = {
+    "ours": (),
+    "ours, country": ("country",),
+    "ours, country, month, weekday and hour": ("country", "month", "weekday", "hour"),
+}
 BANDS = {"0": (0, 0), "1-5": (1, 5), "0-5": (0, 5), "6-20": (6, 20), "over 20": (21, sys.maxsize)}
 
 METHODS = ("popularity", "item-kNN", "EASE", "text, the latest most", "text + kNN", *OURS)
@@ -124,7 +131,11 @@ def main() -> None:
         tasks = {
             make: make(options.data, folder) for make in {TABLES[name][1] for name in options.only}
         }
-    fits = {make: methods(task, options.methods) for make, task in tasks.items()}
+    compared = {TABLES[name][1] for name in options.only if not name.startswith("contexts")}
+    fits = {
+        make: methods(task, options.methods) if make in compared else {}
+        for make, task in tasks.items()
+    }
     for name in options.only:
         title, make, rows = TABLES[name]
         report(
@@ -373,6 +384,77 @@ def _debiasing(task: Task, fits: Mapping[str, Fit], seeds: int) -> Iterator[dict
             yield from ({"method": method} | point for point in curve)
 
 
+def _contexts(task: Task, fits: Mapping[str, Fit], seeds: int) -> Iterator[dict[str, Any]]:
+    """Where and when: the context is that of the first event of a user in the test period."""
+    yield from _in_context(task, task.train, task.cases, seeds)
+
+
+def _contexts_before(task: Task, fits: Mapping[str, Fit], seeds: int) -> Iterator[dict[str, Any]]:
+    """The same a month earlier, to choose by."""
+    yield from _in_context(task, *task.validation, seeds)
+
+
+def _in_context(task: Task, train: Histories, cases: Cases, seeds: int) -> Iterator[dict[str, Any]]:
+    names = sorted(set().union(*CONTEXTS.values()))
+    further = [name for name in names if name not in timestamp_columns(names)]
+    everything = Histories.read(train.path, train.catalog, columns=further)
+    number = {user: row for row, user in enumerate(everything.users)}
+    asked = Contexts.of(everything, names=names)
+    lengths = dict(zip(train.users, np.diff(train.offsets).tolist(), strict=True))
+    moments = [asked.at(number[user], lengths[user]) for user in cases.users]
+    known = np.concatenate(
+        [np.arange(length) < lengths[user] for user, length in _lengths(everything)]
+    )
+    of_train = Contexts.of(everything.select_events(known), names=names)
+    texts, embeddings = task.texts, list(task.vectors.values())[-1]
+    ids = train.catalog.item_ids.tolist()
+    kinds = {
+        "all": (cases, np.ones(len(cases), bool)),
+        "new": (cases, cases.lengths == 0),
+        "all, their histories hidden": (cases.latest(0), np.ones(len(cases), bool)),
+    }
+    base: dict[tuple[str, int], np.ndarray] = {}
+    choices: dict[int, Choices] = {}  # the same whatever the context, and the most of the work
+    for method, columns in CONTEXTS.items():
+        values: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+        gains: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+        for seed in range(seeds):
+            fitted = fit_recommender(
+                train.sequences(),
+                ids,
+                texts,
+                embeddings,
+                RecommenderSettings(choices=choices.get(seed)),
+                times=train.times(),
+                contexts={name: of_train.columns[name] for name in columns},
+                seed=seed,
+            )
+            _noted({"method": method, "seed": seed} | fitted.as_dict())
+            choices[seed] = fitted.choices
+            shop = fitted.recommender.over(ids, texts, embeddings)
+            for kind, (asking, chosen) in kinds.items():
+                rows = recommend(
+                    shop, asking.histories, task.k, known={"contexts": moments} if columns else None
+                )
+                values[kind].append(recall(rows, asking.targets, task.k)[chosen])
+                gains[kind].append(ndcg(rows, asking.targets, task.k)[chosen])
+                base.setdefault((kind, seed), values[kind][-1])
+        for kind in kinds:
+            found = np.mean(values[kind], axis=0)
+            against = compare(found, np.mean([base[kind, seed] for seed in range(seeds)], axis=0))
+            yield {
+                "method": method,
+                "users": f"{kind} ({len(found)})",
+                f"R@{task.k}": _mean(values[kind]),
+                f"nDCG@{task.k}": _mean(gains[kind]),
+                "minus ours": f"{against.difference:+.4f} (p {against.p_t:.2g})",
+            }
+
+
+def _lengths(histories: Histories) -> Iterator[tuple[str, int]]:
+    return zip(histories.users, np.diff(histories.offsets).tolist(), strict=True)
+
+
 def _deciles(task: Task, fits: Mapping[str, Fit], seeds: int) -> Iterator[dict[str, Any]]:
     """Recall of targets by their popularity in training."""
     for method, fit in fits.items():
@@ -389,7 +471,7 @@ def _deciles(task: Task, fits: Mapping[str, Fit], seeds: int) -> Iterator[dict[s
 
 def _groups(task: Task, fits: Mapping[str, Fit], seeds: int) -> Iterator[dict[str, Any]]:
     """Recall by the country of users, of groups of at least ten."""
-    country = user_groups(task.train.path, "country", task.cases.users)
+    country = UserColumns.read(task.train.path, ["country"]).of("country", task.cases.users)
     for method, fit in fits.items():
         found = task.evaluate(fit(task.train, 0), country=country)
         for group, estimate in found.by_group("country", f"R@{task.k}").items():
@@ -425,6 +507,12 @@ TABLES: dict[str, tuple[str, Callable[[Path, Path], Task], Rows]] = {
     "debiasing": ("office: re-ranked by popularity", office, _debiasing),
     "online_retail": ("online_retail: new items of the last 30 days", online_retail, _all_methods),
     "countries": ("online_retail: by the country of users", online_retail, _groups),
+    "contexts": ("online_retail: where and when", online_retail, _contexts),
+    "contexts-before": (
+        "online_retail: where and when, a month earlier",
+        online_retail,
+        _contexts_before,
+    ),
     "online_retail-users": (
         "online_retail: by what is known of a user",
         online_retail,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from serving.client_error import ServingError
 from serving.client_filters import Filters, filter_inputs
 from serving.client_grpc import GrpcTransport
 from serving.client_rest import RestTransport
+from towers.context_text import context_texts
 from towers.errors import InputError
 
 __all__ = ["FilteredHit", "Hit", "RetrievalClient", "ServingError", "VersionStatus"]
@@ -175,6 +176,7 @@ class RetrievalClient(AbstractContextManager["RetrievalClient"]):
         *,
         reviews: Sequence[Sequence[str]] | None = None,
         ratings: Sequence[Sequence[float | None]] | None = None,
+        contexts: Sequence[Mapping[str, str | float | None]] | None = None,
     ) -> list[Recommended]:
         """Finds what may come next for each user.
 
@@ -187,6 +189,9 @@ class RetrievalClient(AbstractContextManager["RetrievalClient"]):
             like the disliked goes down. Nothing at all when None.
           ratings: For each review its rating, from 1 to 5; None for a review without one. Then, and
             where no ratings are given, the text tells how pleased the user was.
+          contexts: What else is known of each user or of the moment, column to value: what people
+            take who have it comes up. Columns and values that the run has not learned are passed
+            over. Nothing at all when None.
 
         Returns:
           The hits of each user, best first, none of them in the history.
@@ -196,7 +201,7 @@ class RetrievalClient(AbstractContextManager["RetrievalClient"]):
             what it takes to recommend.
         """
         check_k(k)
-        inputs = _users(histories, queries, reviews, ratings)
+        inputs = _users(histories, queries, reviews, ratings, contexts)
         outputs = self._transport.predict(_signature("recommend", inputs), inputs)
         return [
             Recommended(hits, int(unknown))
@@ -211,6 +216,7 @@ class RetrievalClient(AbstractContextManager["RetrievalClient"]):
         *,
         reviews: Sequence[Sequence[str]] | None = None,
         ratings: Sequence[Sequence[float | None]] | None = None,
+        contexts: Sequence[Mapping[str, str | float | None]] | None = None,
     ) -> list[list[float]]:
         """Returns how likely each item is the next that the user takes.
 
@@ -220,11 +226,14 @@ class RetrievalClient(AbstractContextManager["RetrievalClient"]):
           queries: See `recommend`.
           reviews: See `recommend`.
           ratings: See `recommend`.
+          contexts: See `recommend`.
 
         Raises:
           ServingError: See `recommend`.
         """
-        inputs = _users(histories, queries, reviews, ratings) | {"item_ids": _padded(item_ids)}
+        inputs = _users(histories, queries, reviews, ratings, contexts) | {
+            "item_ids": _padded(item_ids)
+        }
         outputs = self._transport.predict(_signature("score", inputs), inputs)
         rows = outputs["probability"].tolist()
         return [row[: len(asked)] for row, asked in zip(rows, item_ids, strict=True)]
@@ -337,15 +346,24 @@ def _users(
     queries: Sequence[str] | None,
     reviews: Sequence[Sequence[str]] | None,
     ratings: Sequence[Sequence[float | None]] | None,
+    contexts: Sequence[Mapping[str, str | float | None]] | None,
 ) -> dict[str, Inputs]:
     """The inputs that say who asks, and what."""
     asked = [""] * len(histories) if queries is None else as_list(queries)
     if len(asked) != len(histories):
         raise InputError(f"{len(histories)} histories need as many queries, not {len(asked)}.")
     users: dict[str, Inputs] = {"history": _padded(histories), "query": asked}
+    if reviews is None and ratings is not None:
+        raise InputError("ratings need the reviews that they belong to.")
+    if contexts is not None:
+        if len(contexts) != len(histories):
+            raise InputError(
+                f"{len(histories)} histories need the contexts of as many users, not "
+                f"{len(contexts)}."
+            )
+        users["context"] = _padded([context_texts(context) for context in contexts])
+        reviews = reviews or [[]] * len(histories)
     if reviews is None:
-        if ratings is not None:
-            raise InputError("ratings need the reviews that they belong to.")
         return users
     if len(reviews) != len(histories):
         raise InputError(
@@ -368,6 +386,8 @@ def _users(
 
 def _signature(name: str, inputs: dict[str, Inputs]) -> str:
     """The signature that takes what is said of the users."""
+    if "context" in inputs:
+        return f"{name}_context"
     return f"{name}_reviews" if "reviews" in inputs else name
 
 

@@ -116,6 +116,9 @@ class BuiltVersion:
         chosen = people | {"item_ids": histories}
         ratings = np.full((len(texts), 1), 5.0, np.float32)
         reviews = {"reviews": [[text] for text in openings], "ratings": ratings}
+        learned = self.items.recommender
+        values = learned.context.values if learned is not None else []
+        context = {"context": [values[:1] or [""]] * len(texts)}
         inputs: dict[str, dict[str, Any]] = {
             "serving_default": {"query": openings},
             "search": {"query": openings},
@@ -127,6 +130,8 @@ class BuiltVersion:
             "score": chosen,
             "recommend_reviews": people | reviews,
             "score_reviews": chosen | reviews,
+            "recommend_context": people | reviews | context,
+            "score_context": chosen | reviews | context,
             "shard_encode": {"query": openings},
             "shard_best": {"query": openings},
             "shard_search": shared,
@@ -201,7 +206,7 @@ def export_retriever(
         columns: column name to a text or number, or None, for each item: with any, the export has
             the signature `search_filtered`; see `serving.item_columns`.
         recommender: what was learned from histories: with it the export has the signatures
-            `recommend` and `score`, and both with reviews.
+            `recommend` and `score`, both with reviews, and both with contexts if it knows any.
         stock_server: publish only what an unmodified TensorFlow Serving can load: the ops of the
             written graph are held against those that it has.
         run_id: the training run, for the manifest.

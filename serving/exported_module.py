@@ -31,7 +31,7 @@ class ExportedModule(tf.Module):
         hybrid: what `search` asks in place of the index alone.
         columns: columns of the items; with them there is `search_filtered`.
         recommender: over the index's items; with it there are `recommend` and `score`, and both
-            with reviews.
+            with reviews; with reviews and contexts where it knows of any.
     """
 
     def __init__(
@@ -88,15 +88,22 @@ class ExportedModule(tf.Module):
                 tf.TensorSpec([None, None], tf.string, "reviews"),
                 tf.TensorSpec([None, None], tf.float32, "ratings"),
             ]
+            context = [tf.TensorSpec([None, None], tf.string, "context")]
             # Apart, because the inputs of a signature are all required.
+            functions = [
+                ("recommend", self._recommend, histories),
+                ("recommend_reviews", self._recommend, [*histories, *reviews]),
+                ("score", self._score, asked),
+                ("score_reviews", self._score, [*asked, *reviews]),
+            ]
+            if self._recommender.knows_contexts:
+                functions += [
+                    ("recommend_context", self._recommend, [*histories, *reviews, *context]),
+                    ("score_context", self._score, [*asked, *reviews, *context]),
+                ]
             self._of_users = {
                 name: tf.function(function, input_signature=inputs, autograph=False)
-                for name, function, inputs in (
-                    ("recommend", self._recommend, histories),
-                    ("recommend_reviews", self._recommend, [*histories, *reviews]),
-                    ("score", self._score, asked),
-                    ("score_reviews", self._score, [*asked, *reviews]),
-                )
+                for name, function, inputs in functions
             }
         if isinstance(index, ScannIndex):
             self.release = index.release  # for `serving.loading`
@@ -195,6 +202,7 @@ class ExportedModule(tf.Module):
         query: tf.Tensor,
         reviews: tf.Tensor | None = None,
         ratings: tf.Tensor | None = None,
+        context: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
         """The k best items for each user, the items of the history left out.
 
@@ -206,13 +214,15 @@ class ExportedModule(tf.Module):
             reviews: what the user wrote about items, string ``[N, r]``; empty for nothing.
             ratings: how they rated what they wrote about, float32 ``[N, r]``, 1 to 5; 0 or NaN for
                 no rating, and then the text tells.
+            context: what else is known of the user or the moment, ``column=value``, string
+                ``[N, c]``; empty for nothing, and what the run has not learned adds nothing.
 
         Returns:
             ``item_ids`` string and ``scores`` float32, ``[N, k]``; ``unknown`` int32 ``[N]``, how
             many ids of the history are not in the catalogue: they are passed over.
         """
         assert self._recommender is not None
-        users, unknown = self._users(history, query, reviews, ratings)
+        users, unknown = self._users(history, query, reviews, ratings, context)
         scores, found = self._recommender.best(
             users, lambda part: self._named(history[part]), self._k
         )
@@ -226,6 +236,7 @@ class ExportedModule(tf.Module):
         item_ids: tf.Tensor,
         reviews: tf.Tensor | None = None,
         ratings: tf.Tensor | None = None,
+        context: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
         """How likely items are the next that a user takes.
 
@@ -235,12 +246,13 @@ class ExportedModule(tf.Module):
             item_ids: the items asked about, string ``[N, m]``.
             reviews: see `_recommend`.
             ratings: see `_recommend`.
+            context: see `_recommend`.
 
         Returns:
             ``probability`` float32 ``[N, m]``, 0 for an unknown item; ``unknown`` as `_recommend`.
         """
         assert self._recommender is not None
-        users, unknown = self._users(history, query, reviews, ratings)
+        users, unknown = self._users(history, query, reviews, ratings, context)
         seen, asked = self._named(history), self._rows.lookup(item_ids)
         probability = self._recommender.probabilities(users, seen, asked)
         return {"probability": probability, "unknown": unknown}
@@ -251,6 +263,7 @@ class ExportedModule(tf.Module):
         query: tf.Tensor,
         reviews: tf.Tensor | None,
         ratings: tf.Tensor | None,
+        context: tf.Tensor | None,
     ) -> tuple[Users, tf.Tensor]:
         """Users with the rows of their items, and the number of unknown ids, ``[N]``."""
         if reviews is not None:
@@ -264,9 +277,14 @@ class ExportedModule(tf.Module):
             ]
             with tf.control_dependencies(checks):
                 reviews = tf.identity(reviews)
+        if context is not None:
+            count, shape = tf.shape(history)[:1], tf.shape(context)[:1]
+            alike = "history and context: not as many users"
+            with tf.control_dependencies([tf.debugging.assert_equal(shape, count, alike)]):
+                context = tf.identity(context)
         rows = self._rows.lookup(history)
         unknown = tf.cast((rows == _UNKNOWN) & (history != EMPTY_ID), tf.int32)
-        return Users(rows, query, reviews, ratings), tf.reduce_sum(unknown, axis=1)
+        return Users(rows, query, reviews, ratings, context), tf.reduce_sum(unknown, axis=1)
 
     def _named(self, item_ids: tf.Tensor) -> tf.Tensor:
         """Which items are named: string ``[n, E]`` to bool ``[n, items]``."""

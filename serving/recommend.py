@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from serving.index.exhaustive import best_items
+from towers.context_lifts import NUMBER, ContextLifts
 from towers.recommender import CatalogRecommender
 from towers.review_sentiment import embed_reviewers
 from towers.user_tower import embed_users
@@ -27,12 +28,15 @@ class Users(NamedTuple):
         reviews: string ``[n, r]``, what they wrote, empty for nothing, anywhere; None where nobody
             can say anything.
         ratings: float32 ``[n, r]``, 1 to 5, of the reviews; 0 or NaN for none.
+        context: string ``[n, c]``, ``column=value``, empty for nothing, anywhere; None where nobody
+            can say anything.
     """
 
     rows: tf.Tensor
     query: tf.Tensor
     reviews: tf.Tensor | None = None
     ratings: tf.Tensor | None = None
+    context: tf.Tensor | None = None
 
     def part(self, some: slice) -> Users:
         """Some of the users."""
@@ -79,6 +83,14 @@ class RecommendGraph(tf.Module):
         self._neighbours = tf.Variable(rows, trainable=False, dtype=tf.int32)
         self._neighbour_weights = tf.Variable(recommender.neighbours.weights, trainable=False)
         self._prior = tf.Variable(recommender.prior, trainable=False)
+        self._context: ContextGraph | None = None
+        if recommender.context.values:
+            self._context = ContextGraph(recommender.context)
+
+    @property
+    def knows_contexts(self) -> bool:
+        """Whether there is a column that a context could name."""
+        return self._context is not None
 
     def scores(self, asking: Users) -> tf.Tensor:
         """Scores all items, float32 ``[n, items]``; see `CatalogRecommender.__call__`."""
@@ -95,6 +107,9 @@ class RecommendGraph(tf.Module):
             users += self._weights.reviews * self._written(asking.reviews, asking.ratings)
         scores = self._item_scores(users) + self._near(taken, known)
         asked = query != ""
+        if asking.context is not None and self._context is not None:
+            alone = ~tf.reduce_any(known, axis=1) & ~asked
+            scores += self._context(asking.context, alone)
 
         def with_queries() -> tf.Tensor:
             by_query = tf.scatter_nd(
@@ -187,6 +202,78 @@ class RecommendGraph(tf.Module):
         again = tf.gather(_left_out(seen), at, batch_dims=1)
         chance = tf.where(again, tf.sigmoid(odds), tf.exp(tf.minimum(odds, 0.0)))
         return tf.where(asked >= 0, chance, 0.0)
+
+
+class ContextGraph(tf.Module):
+    """The lifts of contexts over a catalogue, of TensorFlow's own ops.
+
+    Args:
+        context: over the items of the index, with a value at least.
+    """
+
+    def __init__(self, context: ContextLifts) -> None:
+        super().__init__(name="context")
+        values = len(context.values)
+        self._rows = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(
+                tf.constant(context.values), tf.range(values, dtype=tf.int32)
+            ),
+            default_value=values,  # a row of nothing
+        )
+        self._bands = [
+            (name, tf.constant(context.columns[name].edges, tf.float64, [edges]), first)
+            for name, first in context.first_bands().items()
+            for edges in [len(context.columns[name].edges or ())]
+        ]
+        weights = np.vstack([context.weights, np.zeros((1, 2), np.float32)])
+        self._weights = tf.Variable(weights, trainable=False)
+        items, lifts = _padded(context)
+        self._items = tf.Variable(items, trainable=False)
+        self._lifts = tf.Variable(lifts, trainable=False)
+        self._item_count = context.lifts.shape[1]
+
+    def __call__(self, texts: tf.Tensor, alone: tf.Tensor) -> tf.Tensor:
+        """What contexts add to the scores; see `towers.context_lifts.ContextLifts.user_weights`.
+
+        Args:
+            texts: string ``[n, c]``, ``column=value``; what is unknown adds nothing.
+            alone: bool ``[n]``, users of whom nothing else is known.
+
+        Returns:
+            float32 ``[n, items]``.
+        """
+        rows = self._rows.lookup(texts)  # [n, c]
+        if self._bands:
+            name = tf.strings.regex_replace(texts, "(?s)=.*", "")
+            value = tf.strings.regex_replace(texts, "(?s)^[^=]*=", "")
+            unknown = rows == self._rows.default_value
+            number = tf.strings.regex_full_match(value, NUMBER) & unknown
+            numbers = tf.strings.to_number(tf.where(number, value, "0"), tf.float64)
+            number &= tf.math.is_finite(numbers)
+            for column, edges, first in self._bands:
+                band = tf.reduce_sum(tf.cast(numbers[:, :, None] >= edges, tf.int32), axis=2)
+                rows = tf.where(number & (name == column), first + band, rows)
+        pairs = tf.gather(tf.convert_to_tensor(self._weights), rows)  # [n, c, 2]
+        weights = tf.where(alone[:, None], pairs[:, :, 1], pairs[:, :, 0])
+        lifts = tf.gather(tf.convert_to_tensor(self._lifts), rows) * weights[:, :, None]
+        items = tf.gather(tf.convert_to_tensor(self._items), rows)  # [n, c, stand out]
+        count = tf.shape(texts)[0]
+        places = items + self._item_count * tf.range(count)[:, None, None]
+        sums = tf.math.unsorted_segment_sum(
+            tf.reshape(lifts, [-1]), tf.reshape(places, [-1]), count * self._item_count
+        )
+        return tf.reshape(sums, [count, self._item_count])
+
+
+def _padded(context: ContextLifts) -> tuple[np.ndarray, np.ndarray]:
+    """Items and lifts of each value, int32 and float32 ``[V + 1, widest]``; 0 where none is."""
+    matrix = context.lifts
+    lengths = np.diff(matrix.indptr)
+    shape = (len(lengths) + 1, max(1, int(lengths.max(initial=0))))
+    items, lifts = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    filled = np.arange(shape[1]) < np.append(lengths, 0)[:, None]
+    items[filled], lifts[filled] = matrix.indices, matrix.data
+    return items, lifts
 
 
 def _left_out(seen: tf.Tensor) -> tf.Tensor:

@@ -24,7 +24,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_preset: str) -> Path:
     folder = tmp_path_factory.mktemp("people")
     config = folder / "config.toml"
     config.write_text("[encoder]\nquery_max_length = 12\nitem_max_length = 16\n")
+    lines = (SHOP / "histories.jsonl").read_text().splitlines()
+    users = [(of["user_id"], of["items"][0][:3]) for of in map(json.loads, lines)]
+    # Members of one club or another, by what they took first; the last of them of none.
+    rows = [f"{user},{place},{club}" for place, (user, club) in enumerate(users[:-1])]
+    (folder / "users.csv").write_text("\n".join(["user_id,age,club", *rows, f"{users[-1][0]},,"]))
     words = ("train", *CATALOG, *HISTORIES, *REVIEWS, "--output", folder / "run")
+    words += ("--users", folder / "users.csv")
     words += ("--encoder", tiny_preset)
     command = [*map(str, words), "--config", str(config), "--json"]
     assert run(lambda: cli.main(command, prog_name="towers", standalone_mode=False)) == 0
@@ -39,6 +45,11 @@ def test_train_writes_a_recommender(trained):
     assert metrics["reviewers"] == 61  # who wrote of an item that was not their last
     assert metrics["log_likelihood"] > metrics["log_likelihood_uniform"]
     recommender = Recommender.load(trained / "run" / "recommender")
+    club = metrics["context"]["club"]
+    assert club["users"] == 104
+    assert {"KIT", "PET"} <= set(club["values"])
+    assert club["alone"] > 0
+    assert len(metrics["context"]["age"]["edges"]) == 4
     assert recommender.weights.co_occurrence + recommender.weights.words > 0
 
 
@@ -54,6 +65,17 @@ def test_evaluate_takes_the_last_item_away(trained, towers, tmp_path):
     assert facts["measures"]["R@10"]["mean"] > 10 / 545  # of an untrained encoder, so mostly words
     again = towers("evaluate", "--model", trained / "run", *CATALOG, *HISTORIES)
     assert "over 105 users" in again.out
+    users = ("--users", trained / "users.csv")
+    more = towers("evaluate", "--model", trained / "run", *CATALOG, *HISTORIES, *REVIEWS, *users)
+    assert "R@10 where club is KIT:" in more.out
+    words = ("evaluate", "--model", trained / "run", *CATALOG, *HISTORIES, *users, "--json")
+    facts = towers(*words, "--user-columns", "club").json
+    assert list(facts["groups"]) == ["club"]
+    of_all = facts["measures"]["R@10"]["mean"]
+    groups = facts["groups"]["club"]["R@10"].values()
+    assert sum(group["users"] for group in groups) == 104  # one has no club
+    means = sum(group["users"] * group["mean"] for group in groups)
+    assert means == pytest.approx(105 * of_all, abs=1.001)
 
 
 def test_export_serves_recommendations(trained, towers, start_server):
@@ -89,7 +111,34 @@ def test_export_serves_recommendations(trained, towers, start_server):
     for item in set(scores[0]) & set(scores[1]) & set(scores[2]):  # one adds what the other takes
         assert scores[1][item] + scores[2][item] == pytest.approx(2 * scores[0][item], abs=1e-3)
     assert towers(*ask, "--review", "no rating").status == 0
+    contexts_on_the_command_line(trained, towers, server.grpc)
     reasons_of_recommendations(trained, towers, (*ask, *CATALOG, "--explain"))
+
+
+def contexts_on_the_command_line(trained, towers, server):
+    ask = ("recommend", "--model", "shop", "--server", server, "--json")
+    nobody = towers(*ask).json["items"]
+    of_club = {}
+    for club in ("KIT", "PET", "no such club"):
+        facts = towers(*ask, "--context", f"club={club}", "--context", "season=winter").json
+        assert facts["context"] == {"club": club, "season": "winter"}
+        of_club[club] = facts["items"]
+    assert of_club["no such club"] == nobody
+    for club in ("KIT", "PET"):
+        own = [item["item_id"].startswith(club) for item in of_club[club]]
+        assert sum(own) > sum(item["item_id"].startswith(club) for item in nobody)
+    words = ("--explain", trained / "run", "--context", "club=PET", "--context", "age=7")
+    explained = towers(*ask, *CATALOG, *words).json
+    for item in explained["items"]:
+        why = item["why"]
+        assert set(why["context"]) == {"club=PET", "age=7"}
+        assert why["parts"]["context"] == pytest.approx(sum(why["context"].values()))
+        assert why["score"] == pytest.approx(item["score"], abs=0.02)
+    text = towers(
+        *("recommend", "--model", "shop", "--server", server, "--k", 1, *CATALOG),
+        *("--explain", trained / "run", "--context", "club=PET"),
+    ).out
+    assert "; club=PET +" in text
 
 
 def reasons_of_recommendations(trained, towers, ask):
@@ -136,6 +185,8 @@ def test_wrong_reviews_are_named(towers):
         (("--rating", 6), "not in the range 0<=x<=5"),
         (("--rating", 0.5), "has to be from 1 to 5"),
         (("--review", ""), "a --review is empty"),
+        (("--context", "gold"), "'gold': expected COLUMN=VALUE"),
+        (("--context", "a=1", "--context", "a=2"), "'a=2': expected COLUMN=VALUE"),
     ):
         answer = towers(*ask, *words)
         assert answer.status == 2, answer.err
@@ -151,6 +202,23 @@ def test_wrong_input_is_named(trained, towers, tmp_path):
     words = ("train", *CATALOG, "--histories", unknown, "--strict", "--output", tmp_path / "run")
     strict = towers(*words)
     alone = towers("train", *CATALOG, *REVIEWS, "--output", tmp_path / "run")
+    words = ("train", *CATALOG, *HISTORIES, "--output", tmp_path / "run")
+    for options, said in (
+        (("--user-columns", "age"), "--user-columns needs --users"),
+        (("--context", "season"), "told by the times of events"),
+        (("--context", "device"), "needs histories as rows"),
+        (("--context", "a,,b"), "expected names of columns, each once"),
+        (
+            ("--users", SHOP / "histories.jsonl", "--user-columns", "age"),
+            "no column 'age' of users",
+        ),
+    ):
+        answer = towers(*words, *options)
+        assert answer.status == 2
+        assert said in answer.err
+    assert not (tmp_path / "run").exists()
+    people = towers("train", *CATALOG, "--context", "season", "--output", tmp_path / "run")
+    assert "--users and --context need --histories" in people.err
     assert alone.status == 2
     assert "--reviews needs --histories" in alone.err
     assert strict.status == 2

@@ -20,6 +20,7 @@ from keras import ops
 
 from towers.attribute_reader import AttributeReader
 from towers.bert import sequence_output
+from towers.context_text import Context
 from towers.encoding import padded, token_sequences
 from towers.errors import InputError
 from towers.item_neighbours import word_neighbours
@@ -275,6 +276,7 @@ class RecommendationExplanation:
         popularity: what the item's popularity added; 0 where a query takes its place.
         query: what the query added; None without one.
         reviews: what the user's reviews added; None without any.
+        context: what each known value of a context added, by `column=value`; None without any.
     """
 
     item_id: str
@@ -283,6 +285,7 @@ class RecommendationExplanation:
     popularity: float
     query: float | None = None
     reviews: float | None = None
+    context: dict[str, float] | None = None
 
     @property
     def score(self) -> float:
@@ -292,7 +295,13 @@ class RecommendationExplanation:
     def parts(self) -> dict[str, float]:
         """What each part added: `HISTORY_PARTS`, and of the others those that are given."""
         of_history = dict(zip(HISTORY_PARTS, self.shares.sum(axis=0).tolist(), strict=True))
-        others = {"popularity": self.popularity, "query": self.query, "reviews": self.reviews}
+        context = None if self.context is None else sum(self.context.values())
+        others = {
+            "popularity": self.popularity,
+            "query": self.query,
+            "reviews": self.reviews,
+            "context": context,
+        }
         return of_history | {name: value for name, value in others.items() if value is not None}
 
     def as_dict(self) -> dict[str, Any]:
@@ -304,7 +313,7 @@ class RecommendationExplanation:
                 {"item_id": item_id, "share": sum(row)} | dict(zip(HISTORY_PARTS, row, strict=True))
                 for item_id, row in zip(self.history, self.shares.tolist(), strict=True)
             ],
-        }
+        } | ({} if self.context is None else {"context": self.context})
 
 
 def explain_recommendations(
@@ -315,6 +324,7 @@ def explain_recommendations(
     *,
     query_scores: np.ndarray | None = None,
     review_vector: np.ndarray | None = None,
+    context: Context | None = None,
 ) -> list[RecommendationExplanation]:
     """Says which past items carried the scores of items, and by which of their parts.
 
@@ -329,6 +339,7 @@ def explain_recommendations(
         item_ids: items to explain.
         query_scores: float32 ``[N]``, what `search` would score.
         review_vector: float32 ``[d]``, of `towers.Recommender.review_vectors`.
+        context: column to value; what was not learned is passed over.
 
     Returns:
         An explanation for each item.
@@ -361,6 +372,7 @@ def explain_recommendations(
     asked = None if query_scores is None else weights.query * query_scores[items]
     popularity = shop.prior[items] if asked is None else np.zeros(len(items))
     written = None if review_vector is None else weights.reviews * (wanted @ review_vector)
+    added = _context_shares(shop, context or {}, items, alone=not len(past) and asked is None)
     return [
         RecommendationExplanation(
             item_id=item_id,
@@ -369,9 +381,21 @@ def explain_recommendations(
             popularity=float(popularity[place]),
             query=None if asked is None else float(asked[place]),
             reviews=None if written is None else float(written[place]),
+            context=None if context is None else {text: of[place] for text, of in added.items()},
         )
         for place, item_id in enumerate(item_ids)
     ]
+
+
+def _context_shares(
+    shop: CatalogRecommender, context: Context, items: np.ndarray, *, alone: bool
+) -> dict[str, list[float]]:
+    """What each known value adds to items, by `column=value`."""
+    learned = shop.context
+    return {
+        text: (learned.weights[row, int(alone)] * learned.lifts[row].toarray()[0, items]).tolist()
+        for text, row in learned.rows(context).items()
+    }
 
 
 def _text_shares(shop: CatalogRecommender, past: np.ndarray) -> np.ndarray:

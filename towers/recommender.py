@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import keras
 import numpy as np
 import scipy.sparse as sp
 
+from towers.context_lifts import ContextColumn, ContextLifts
+from towers.context_text import Context
 from towers.errors import InputError
 from towers.item_neighbours import ItemNeighbours, word_neighbours
 from towers.review_sentiment import ReviewSentiment
@@ -56,12 +58,15 @@ class Recommender:
 
         score[j] = text * <user, e_j> + sum_p r_p (co_occurrence * C[p, j] + words * W[p, j])
                    + popularity * log(1 + n_j) + reviews * sum_r s_r <v_r, e_j> / sum_r |s_r|
+                   + sum_c context_c * L[c, j]
 
     `user` is the vector that `UserTower` makes of the embeddings of the past items `p`, `C` the
     co-occurrence of items in histories, `W` the overlap of the items' words, `n_j` how often an
     item was taken, lately above all, and `r_p` falls by `decay` with each newer item and sums to 1.
     `v_r` are the vectors of the reviews that the user wrote, as a query tower makes them, and `s_r`
-    in [-.25, 1] says how pleased they were: what is like the disliked is pushed away.
+    in [-.25, 1] says how pleased they were: what is like the disliked is pushed away. `L[c, j]` is
+    how much more often the item was taken with the value that column `c` has for the user, or for
+    the moment, than with others.
 
     Attributes:
         user_tower: the attention head.
@@ -74,6 +79,7 @@ class Recommender:
         decay: share of its weight that a past item keeps with each newer one.
         max_history: newest items of a history that are looked at.
         encoder_fingerprint: of the item tower; see `towers.Retriever.fingerprint`.
+        context: of columns of users and events, over `item_ids`.
 
     Example:
         >>> recommender = Recommender.load("runs/people/recommender")
@@ -91,6 +97,7 @@ class Recommender:
     decay: float = 0.7
     max_history: int = 50
     encoder_fingerprint: str = ""
+    context: ContextLifts = field(default_factory=ContextLifts.none)
 
     def review_vectors(
         self, vectors: Sequence[np.ndarray], ratings: Sequence[Sequence[float]]
@@ -124,8 +131,8 @@ class Recommender:
         """Makes the recommender ready for a catalogue, which need not be that of its training.
 
         An item that no history told of is scored by its text and words. It borrows the
-        co-occurrences of the items nearest to it in text (`lending`), and its popularity is taken
-        to be the mean of the others.
+        co-occurrences and the lifts of contexts of the items nearest to it in text (`lending`), and
+        its popularity is taken to be the mean of the others.
 
         Args:
             item_ids: `N` ids, distinct.
@@ -158,11 +165,13 @@ class Recommender:
             np.asarray(item_embeddings, np.float32),
             neighbours,
             self.weights.popularity * popularity_prior(taken),
+            self.context.moved(to, lent),
         )
 
     def facts(self) -> dict[str, Any]:
         """What it is made of, ready for `json.dumps`."""
-        return {
+        context = {"context": self.context.facts()} if self.context.columns else {}
+        return context | {
             "weights": asdict(self.weights),
             "decay": self.decay,
             "max_history": self.max_history,
@@ -172,6 +181,7 @@ class Recommender:
 
     def save(self, folder: str | Path) -> None:
         """Writes the recommender into a folder."""
+        lifts = self.context.lifts.tocoo()
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         self.user_tower.save(path / _TOWER_FILE)
@@ -184,6 +194,10 @@ class Recommender:
                 rows=self.co_occurrence.rows,
                 weights=self.co_occurrence.weights,
                 sentiment=self.sentiment.kernel,
+                context_values=np.array(self.context.values, dtype=str),
+                context_rows=lifts.row,
+                context_items=lifts.col,
+                context_lifts=lifts.data,
             )
         settings = {
             "weights": asdict(self.weights),
@@ -191,12 +205,13 @@ class Recommender:
             "max_history": self.max_history,
             "encoder_fingerprint": self.encoder_fingerprint,
             "sentiment_bias": self.sentiment.bias,
+            "context": {name: of.facts() for name, of in self.context.columns.items()},
         }
         (path / _SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Recommender:
-        """Reads what `save` wrote, also before there were reviews and recent events.
+        """Reads what `save` wrote, also before there were reviews, recent events and contexts.
 
         Raises:
             InputError: the folder holds no recommender, or a file in it is damaged.
@@ -212,6 +227,7 @@ class Recommender:
             weights.setdefault("reviews", REVIEWS_TO_TEXT * weights["text"])
             sentiment = ReviewSentiment.unlearned(tower.embedding_dim)
             bias = settings.pop("sentiment_bias", None)
+            columns = settings.pop("context", {})
             with np.load(path / _ARRAYS_FILE) as arrays:
                 if bias is not None:
                     sentiment = ReviewSentiment(arrays["sentiment"], bias)
@@ -224,10 +240,22 @@ class Recommender:
                     arrays["counts"],
                     arrays[recent].astype(np.float32),
                     sentiment,
+                    context=_context(columns, arrays),
                     **settings,
                 )
         except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
             raise InputError(f"recommender {str(folder)!r} is damaged: {error}") from error
+
+
+def _context(columns: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> ContextLifts:
+    if not columns:
+        return ContextLifts.none()
+    values = arrays["context_values"].tolist()
+    entries = arrays["context_lifts"], (arrays["context_rows"], arrays["context_items"])
+    lifts = sp.csr_matrix(entries, shape=(len(values), len(arrays["item_ids"])), dtype=np.float32)
+    return ContextLifts(
+        {name: ContextColumn.of(facts) for name, facts in columns.items()}, values, lifts
+    )
 
 
 @dataclass(frozen=True)
@@ -240,6 +268,7 @@ class CatalogRecommender:
         embeddings: float32 `[N, d]`.
         neighbours: co-occurrence and words together, weighed.
         prior: float32 `[N]`, the part of popularity, weighed.
+        context: lifts over the catalogue, not weighed.
     """
 
     recommender: Recommender
@@ -247,6 +276,7 @@ class CatalogRecommender:
     embeddings: np.ndarray
     neighbours: ItemNeighbours
     prior: np.ndarray
+    context: ContextLifts
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -261,6 +291,7 @@ class CatalogRecommender:
         histories: Sequence[np.ndarray],
         query_scores: np.ndarray | None = None,
         review_vectors: np.ndarray | None = None,
+        contexts: Sequence[Context] | None = None,
     ) -> np.ndarray:
         """Scores every item for every user.
 
@@ -271,12 +302,14 @@ class CatalogRecommender:
                 without a query. Where there is one, popularity does not count.
             review_vectors: float32 `[users, d]`, of `Recommender.review_vectors`; zeros for a user
                 who wrote nothing.
+            contexts: of each user column to value, of the user or of the moment; unknown columns
+                and values are passed over.
 
         Returns:
             float32 `[users, N]`: logits; items of the history are scored like any other.
 
         Raises:
-            InputError: the review vectors have another shape.
+            InputError: the review vectors have another shape, or contexts are of other users.
         """
         expected = (len(histories), self.embeddings.shape[1])
         if review_vectors is not None and review_vectors.shape != expected:
@@ -284,12 +317,17 @@ class CatalogRecommender:
                 f"the review vectors of {expected[0]} users must be {expected}, not "
                 f"{review_vectors.shape}"
             )
+        if contexts is not None and len(contexts) != len(histories):
+            raise InputError(
+                f"{len(histories)} histories need as many contexts, not {len(contexts)}"
+            )
         parts = [np.zeros((0, len(self.item_ids)), np.float32)]
         for start in range(0, len(histories), _USERS_AT_A_TIME):
             part = slice(start, start + _USERS_AT_A_TIME)
             asked = None if query_scores is None else query_scores[part]
             written = None if review_vectors is None else review_vectors[part]
-            parts.append(self._score(histories[part], asked, written))
+            given = None if contexts is None else contexts[part]
+            parts.append(self._score(histories[part], asked, written, given))
         return np.concatenate(parts)
 
     def _score(
@@ -297,6 +335,7 @@ class CatalogRecommender:
         histories: Sequence[np.ndarray],
         asked: np.ndarray | None,
         written: np.ndarray | None,
+        contexts: Sequence[Context] | None,
     ) -> np.ndarray:
         learned = self.recommender
         histories = [newest(rows, learned.max_history) for rows in histories]
@@ -307,9 +346,15 @@ class CatalogRecommender:
         scores += (
             recency_matrix(histories, learned.decay, len(self.item_ids)) @ self._matrix
         ).toarray()
+        given = np.zeros((len(histories), 1), bool)
+        if asked is not None:
+            given = ~np.isnan(asked).any(axis=1, keepdims=True)  # [users, 1]
+        if contexts is not None:
+            alone = np.array([not len(rows) for rows in histories], bool) & ~given[:, 0]
+            weights = self.context.user_weights(contexts, alone)
+            scores += (weights @ self.context.lifts).toarray()
         if asked is None:
             return scores + self.prior
-        given = ~np.isnan(asked).any(axis=1, keepdims=True)  # [users, 1]
         return scores + np.where(given, learned.weights.query * np.nan_to_num(asked), self.prior)
 
     def rows(self, history: Sequence[str]) -> np.ndarray:
@@ -324,6 +369,7 @@ class CatalogRecommender:
         k: int = 10,
         query_scores: np.ndarray | None = None,
         review_vectors: np.ndarray | None = None,
+        contexts: Sequence[Context] | None = None,
     ) -> list[list[tuple[str, float]]]:
         """The k best items for each user that are not in the history.
 
@@ -333,13 +379,14 @@ class CatalogRecommender:
             k: items a user; fewer where the catalogue has no more.
             query_scores: see `__call__`.
             review_vectors: see `__call__`.
+            contexts: see `__call__`.
 
         Returns:
             Item ids with their scores, best first; of equal scores the earlier row comes first.
             A user who has seen the whole catalogue is offered it again.
         """
         rows = [self.rows(history) for history in histories]
-        scores = self(rows, query_scores, review_vectors)
+        scores = self(rows, query_scores, review_vectors, contexts)
         answers = []
         for left_out, row_scores in zip(self._left_out(rows), scores, strict=True):
             row_scores[left_out] = -np.inf
@@ -355,6 +402,7 @@ class CatalogRecommender:
         *,
         query_scores: np.ndarray | None = None,
         review_vectors: np.ndarray | None = None,
+        contexts: Sequence[Context] | None = None,
     ) -> list[np.ndarray]:
         """How likely items are the next that a user takes.
 
@@ -366,12 +414,13 @@ class CatalogRecommender:
             item_ids: ids of the items asked about, for each user.
             query_scores: see `__call__`; how a query counts is set and not fitted.
             review_vectors: see `__call__`.
+            contexts: see `__call__`.
 
         Returns:
             For each user float32 `[items asked about]`; 0 for an unknown item.
         """
         rows = [self.rows(history) for history in histories]
-        scores = self(rows, query_scores, review_vectors)
+        scores = self(rows, query_scores, review_vectors, contexts)
         answers = []
         for left_out, of_all, asked in zip(self._left_out(rows), scores, item_ids, strict=True):
             offered = np.delete(of_all, left_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -33,6 +34,7 @@ class Histories:
         unknown_items: What was left out at reading.
         timestamp: datetime64[s] [events], UTC, never falling within a user; None where the file
             has lists.
+        columns: Further columns of the events, object [events]: texts, None where there is none.
     """
 
     users: list[str] = field(repr=False)
@@ -43,10 +45,16 @@ class Histories:
     sha256: str
     unknown_items: UnknownItems = field(default_factory=UnknownItems)
     timestamp: np.ndarray | None = field(default=None, repr=False)
+    columns: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(
-        cls, path: str | os.PathLike[str], catalog: Catalog, *, strict: bool = False
+        cls,
+        path: str | os.PathLike[str],
+        catalog: Catalog,
+        *,
+        strict: bool = False,
+        columns: Sequence[str] = (),
     ) -> Histories:
         """Reads histories: a list of items a user, or one row an event.
 
@@ -59,11 +67,22 @@ class Histories:
             path: The file.
             catalog: Events whose item it lacks are left out and counted in `unknown_items`.
             strict: Whether such an event is an error.
+            columns: Further columns of rows to keep, as text.
 
         Raises:
-            InputError: The file cannot be read, a value is not right, or no item is known.
+            InputError: The file cannot be read, a value is not right, no item is known, or one of
+                the further columns is not there or the file has lists.
         """
-        table = read_table(path, required=_REQUIRED, optional=_OPTIONAL, keep_other=False)
+        further: dict[str, Kind] = dict.fromkeys(columns, "text")
+        table = read_table(path, required=_REQUIRED, optional=further | _OPTIONAL, keep_other=False)
+        for name in further:
+            if "items" in table.column_names:
+                raise InputError(
+                    f"{path}: the column {name!r} of events needs histories as rows"
+                    " of user_id, item_id and timestamp, not as lists"
+                )
+            if name not in table.column_names or name in {**_REQUIRED, **_OPTIONAL}:
+                raise InputError(f"{path}: no further column {name!r} of the events")
         user = table.column("user_id").combine_chunks()
         user_of_row = user.indices.to_numpy()  # [rows]
         timestamp = None  # [rows]
@@ -103,6 +122,10 @@ class Histories:
             sha256=content_sha256(path),
             unknown_items=unknown,
             timestamp=None if timestamp is None else timestamp[order],
+            columns={
+                name: table.column(name).cast(pa.large_string()).to_numpy()[order]
+                for name in further
+            },
         )
 
     def __len__(self) -> int:
@@ -135,6 +158,7 @@ class Histories:
             offsets=before[self.offsets],
             item_row=self.item_row[events],
             timestamp=None if self.timestamp is None else self.timestamp[events],
+            columns={name: values[events] for name, values in self.columns.items()},
         )
 
     def select_users(self, users: np.ndarray) -> Histories:

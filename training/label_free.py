@@ -9,6 +9,7 @@ from towers.encoding import Progress
 from towers.errors import InputError
 from training.catalog import Catalog
 from training.config import TrainConfig
+from training.contexts import Contexts
 from training.distillation import distil
 from training.histories import Histories
 from training.lexical_weight import PRIOR_WEIGHT, LexicalChoice
@@ -34,6 +35,7 @@ def train_label_free(
     lexical: LexicalIndexer | None = None,
     histories: Histories | None = None,
     reviews: Reviews | None = None,
+    contexts: Contexts | None = None,
     also: AlsoFit | None = None,
     progress: Progress | None = None,
     warm_up_progress: Progress | None = None,
@@ -51,6 +53,7 @@ def train_label_free(
         lexical: the lexical score; without one its weight is 0.
         histories: what `also` learns from, for the run to be known by.
         reviews: likewise.
+        contexts: likewise.
         also: makes what else belongs to the run of the trained towers, ahead of its end.
         progress: told (steps done, steps in all) while training.
         warm_up_progress: told (steps done, steps in all) while the towers warm up.
@@ -90,7 +93,9 @@ def train_label_free(
     retriever = build_retriever(config, template)  # before the folder is made: it may be refused
     require_suitable(retriever.model, "full", config.fit)
 
-    run = RunFolder.open(output, config, catalog, None, histories, further={"reviews": reviews})
+    run = RunFolder.open(
+        output, config, catalog, None, histories, further={"reviews": reviews, "contexts": contexts}
+    )
     metrics: dict[str, Any] = {
         "method": method,
         "items": len(catalog),

@@ -22,6 +22,7 @@ from training.auto import choose_method
 from training.catalog import IMAGE, Catalog, render_items
 from training.checkpoints import Checkpoints
 from training.config import EncoderConfig, Method, TrainConfig
+from training.contexts import Contexts
 from training.contrast import require_contrast
 from training.fit import adapt, hold_out
 from training.fusion import choose_fusion
@@ -55,6 +56,7 @@ def train(
     known_vectors: KnownVectors | None = None,
     histories: Histories | None = None,
     reviews: Reviews | None = None,
+    contexts: Contexts | None = None,
     also: AlsoFit | None = None,
     progress: Progress | None = None,
     lexical_progress: Progress | None = None,
@@ -73,6 +75,7 @@ def train(
         known_vectors: saves encoding items anew with the untrained towers.
         histories: what `also` learns from, for the run to be known by.
         reviews: likewise.
+        contexts: likewise.
         also: makes what else belongs to the run of the trained towers, ahead of its end.
         progress: told (steps done, steps in all) while training.
         lexical_progress: told (items done, items in all) while the weight is chosen.
@@ -104,7 +107,12 @@ def train(
     require_gradient(method, config.fit)
     Augmenter.from_config(config.fit.augment, [])  # its sources may be refused too
     run = RunFolder.open(
-        output, config, catalog, interactions, histories, further={"reviews": reviews}
+        output,
+        config,
+        catalog,
+        interactions,
+        histories,
+        further={"reviews": reviews, "contexts": contexts},
     )
     if known_vectors is not None and (known := known_vectors(retriever, texts)) is not None:
         retriever = retriever.knowing(texts, known)

@@ -16,6 +16,7 @@ from towers.retriever import Retriever
 from training.augmentation import Augmenter
 from training.catalog import Catalog
 from training.config import Method, TrainConfig, UpdateConfig
+from training.contexts import Contexts
 from training.continuation import Material, go_on, held_out_rows
 from training.contrast import require_contrast
 from training.histories import Histories
@@ -92,6 +93,7 @@ def update(
     lexical: LexicalIndexer | None = None,
     histories: Histories | None = None,
     reviews: Reviews | None = None,
+    contexts: Contexts | None = None,
     also: AlsoFit | None = None,
     encode: RunItemEncoder | None = None,
     progress: Progress | None = None,
@@ -118,6 +120,7 @@ def update(
         lexical: the lexical score; without one words do not count.
         histories: what `also` learns from, for the run to be known by.
         reviews: likewise.
+        contexts: likewise.
         also: makes what else belongs to the run of the towers, once they have passed the gate.
         encode: encodes the whole catalogue, where `judgements` are ranked; the towers do it anew
             if None.
@@ -154,7 +157,12 @@ def update(
         catalog,
         interactions,
         histories,
-        further={"replay": replay, "judgements": judgements, "reviews": reviews},
+        further={
+            "replay": replay,
+            "judgements": judgements,
+            "reviews": reviews,
+            "contexts": contexts,
+        },
         parent={
             "path": str(parent.path),
             "id": parent.run_id,

@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import tensorflow as tf
 from tensorflow_serving.apis import (
     predict_pb2,
@@ -23,6 +24,8 @@ from serving.manifest import Manifest
 from serving.update import ChangedItems, update_items
 from serving.warmup import WARMUP_FILE
 from towers import InputError, Recommender, Retriever, UserTower
+from towers.context_lifts import ContextColumn, ContextLifts
+from towers.context_text import context_texts
 from towers.item_neighbours import ItemNeighbours
 from towers.recommender import BlendWeights, CatalogRecommender
 from towers.review_sentiment import ReviewSentiment
@@ -42,6 +45,13 @@ REVIEWS = [
     [],
     ["Does not kink.", "", "Red mug", "Café"],
     ["Holds 350 ml."],
+]
+CONTEXTS = [
+    {"level": "gold", "age": 37},
+    {"level": "gold", "age": "12.5"},
+    {"level": "tin", "colour": "red", "age": "old"},
+    {},
+    {"age": -1.0, "level": "b=c"},
 ]
 RATINGS = [[5, 1], [0, np.nan], [], [2, 5, 9, 0], [3]]
 
@@ -67,7 +77,16 @@ def a_recommender(retriever: Retriever) -> Recommender:
         ReviewSentiment(draw.normal(size=retriever.embedding_dim).astype("f4"), 0.3),
         max_history=4,
         encoder_fingerprint=retriever.fingerprint(),
+        context=contexts(draw),
     )
+
+
+def contexts(draw: np.random.Generator) -> ContextLifts:
+    ages = ContextColumn(0.7, 1.5, (12.5, 37.0))
+    values = ["level=gold", "level=b=c", *(f"age={band}" for band in ages.bands())]
+    lifts = draw.normal(size=(len(values), 5)) * (draw.random((len(values), 5)) < 0.7)
+    columns = {"level": ContextColumn(2.0, 3.0), "age": ages}
+    return ContextLifts(columns, values, sp.csr_matrix(lifts.astype(np.float32)))
 
 
 class Shop:
@@ -194,6 +213,46 @@ def test_without_reviews_it_is_recommend(make_shop):
             np.testing.assert_array_equal(answer[name].numpy(), value)
 
 
+@pytest.mark.parametrize("queries", [[""] * 5, ["coffee", "garden", "", "Café", "漢字"]])
+def test_contexts_count_as_in_python(make_shop, queries):
+    shop = make_shop("exact")
+    histories = [HISTORIES[0], [], ["nothing like it"], [], HISTORIES[1]]
+    inputs = of_users(histories, queries, REVIEWS, RATINGS)
+    # An empty place and a name without a value stand anywhere, and add nothing.
+    given = [["", *context_texts(of), "level"] for of in CONTEXTS]
+    answer = shop.signatures["recommend_context"](**inputs, context=padded(given))
+    more = {
+        "query_scores": shop.query_scores(queries),
+        "review_vectors": shop.review_vectors(REVIEWS, RATINGS),
+        "contexts": CONTEXTS,
+    }
+    expected = shop.over.recommend(histories, k=K, **more)
+    for user, best in enumerate(expected):
+        rest = K - len(best)
+        found = decoded(answer["item_ids"].numpy())[user]
+        assert found == [item for item, _ in best] + [""] * rest
+        scores = [score for _, score in best] + [FLOOR_SCORE] * rest
+        np.testing.assert_allclose(answer["scores"][user], scores, rtol=1e-5, atol=1e-5)
+    asked = [["k2", "m1", "unknown", "g2"]] * 5
+    answer = shop.signatures["score_context"](
+        **inputs, context=padded(given), item_ids=tf.constant(asked)
+    )
+    expected = shop.over.probabilities(histories, asked, **more)
+    np.testing.assert_allclose(answer["probability"].numpy(), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_without_contexts_it_is_recommend(make_shop):
+    shop = make_shop("exact")
+    expected = shop.ask(HISTORIES, [""] * 5)
+    inputs = of_users(HISTORIES, [""] * 5, [[]] * 5, [[]] * 5)
+    for given in (tf.zeros([5, 0], tf.string), tf.constant([["", "level=tin"]] * 5)):
+        answer = shop.signatures["recommend_context"](**inputs, context=given)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(answer[name].numpy(), value)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="history and context: not as many"):
+        shop.signatures["recommend_context"](**inputs, context=tf.constant([["level=gold"]]))
+
+
 def test_empty_places_and_no_users_have_their_shapes(make_shop):
     shop = make_shop("exact")
     ask = shop.signatures["recommend_reviews"]
@@ -298,6 +357,8 @@ def test_manifest_and_warm_up_name_it(make_shop):
     shop = make_shop("exact")
     manifest = Manifest.read(shop.result.path)
     signatures = {"recommend", "score", "recommend_reviews", "score_reviews"}
+    signatures |= {"recommend_context", "score_context"}
+    assert manifest.recommender["context"]["level"]["values"] == ["gold", "b=c"]
     assert signatures <= set(manifest.signatures)
     assert manifest.recommender["weights"]["co_occurrence"] == 20.0
     assert manifest.recommender["weights"]["reviews"] == 4.0
@@ -340,6 +401,10 @@ def test_over_the_wire(make_shop, start_server, transport):
         ratings = [[5, 1], [None, None], [], [2, 5, 5, None], [3]]
         reviewed = client.recommend(HISTORIES, k=3, reviews=REVIEWS, ratings=ratings)
         unrated = client.score([["k1"]], [["m1", "g2"]], reviews=[["Red mug"]])
+        in_context = client.recommend(HISTORIES, k=3, contexts=CONTEXTS)
+        chance = client.score([[]], [["m1", "g2"]], contexts=[{"level": "gold", "age": None}])
+        with pytest.raises(InputError, match="5 histories need the contexts of as many users"):
+            client.recommend(HISTORIES, contexts=[{}])
         with pytest.raises(InputError, match="as many queries"):
             client.recommend(HISTORIES, ["coffee"])
         with pytest.raises(InputError, match="reviews of as many users"):
@@ -368,6 +433,11 @@ def test_over_the_wire(make_shop, start_server, transport):
         [["k1"]], [["m1", "g2"]], review_vectors=shop.review_vectors([["Red mug"]], [[0]])
     )
     np.testing.assert_allclose(unrated, wanted, rtol=1e-3)
+    expected = shop.over.recommend(HISTORIES, k=3, contexts=CONTEXTS)
+    for answer, best in zip(in_context, expected, strict=True):
+        assert [hit.item_id for hit in answer.hits] == [item for item, _ in best]
+    wanted = shop.over.probabilities([[]], [["m1", "g2"]], contexts=[{"level": "gold"}])
+    np.testing.assert_allclose(chance, wanted, rtol=1e-3)
 
 
 def test_a_plain_grpc_client_and_wrong_shapes(make_shop, start_server):

@@ -7,8 +7,10 @@ import json
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from towers import InputError, Recommender, UserTower
+from towers.context_lifts import ContextColumn, ContextLifts
 from towers.explain import HISTORY_PARTS, explain_recommendations, history_shares
 from towers.item_neighbours import ItemNeighbours
 from towers.recommender import BlendWeights, CatalogRecommender
@@ -33,6 +35,9 @@ def shop(weights: BlendWeights = WEIGHTS, *, decay: float = 0.6) -> CatalogRecom
     known = ITEMS - 2
     together = random.random((known, known)).astype(np.float32)
     counts = random.integers(1, 20, known)
+    lifts = sp.csr_matrix(random.normal(size=(2, known)).astype(np.float32))
+    columns = {"level": ContextColumn(0.8, 1.7)}
+    context = ContextLifts(columns, ["level=gold", "level=tin"], lifts)
     learned = Recommender(
         tower,
         weights,
@@ -43,6 +48,7 @@ def shop(weights: BlendWeights = WEIGHTS, *, decay: float = 0.6) -> CatalogRecom
         ReviewSentiment.unlearned(DIM),
         decay,
         max_history=4,
+        context=context,
     )
     return learned.over(IDS, TEXTS, vectors)
 
@@ -70,6 +76,19 @@ def test_the_shares_add_up_to_the_score() -> None:
     assert {one.popularity for one in found} == {0.0}  # a query takes its place
     reviews = over.embeddings @ review * 0.9
     np.testing.assert_allclose([one.reviews for one in found], reviews, atol=1e-6)
+
+
+@pytest.mark.parametrize("history", [HISTORY, ["gone"]])
+def test_a_context_is_explained_by_its_values(history: list[str]) -> None:
+    over, context = shop(), {"level": "tin", "other": "thing"}
+    found = explained(over, history, context=context)
+    rows = [over.rows(history)]
+    expected = over(rows, contexts=[context])[0]
+    np.testing.assert_allclose([one.score for one in found], expected, atol=1e-5)
+    added = expected - over(rows)[0]
+    np.testing.assert_allclose([one.parts()["context"] for one in found], added, atol=1e-5)
+    assert [list(one.as_dict()["context"]) for one in found] == [["level=tin"]] * ITEMS
+    assert explained(over, history)[0].context is None
 
 
 @pytest.mark.parametrize("part", [*HISTORY_PARTS, "popularity"])

@@ -10,10 +10,14 @@ from typing import Any
 import click
 
 from towers.cli.histories import (
+    ContextOptions,
+    contexts_options,
     evaluate_histories,
     evaluation_report,
     histories_option,
     read_histories,
+    read_reviews,
+    reviews_option,
 )
 from towers.cli.item_vectors import item_vectors, precision_option
 from towers.cli.lexical import (
@@ -44,6 +48,8 @@ def _gains(context: click.Context, option: click.Parameter, value: str | None) -
 @click.option("--catalog", required=True, type=click.Path(), help="Catalogue file.")
 @click.option("--interactions", type=click.Path(), help="Judged queries.")
 @histories_option("Users whose last items are to be recommended, in place of judged queries.")
+@reviews_option()
+@contexts_options
 @click.option("--measures", help="Comma-separated, as in nDCG@10,R(rel=2)@100,RR@10.")
 @click.option("--gains", callback=_gains, help="nDCG gain of grades 0,1,...; the grades if absent.")
 @click.option(
@@ -72,6 +78,10 @@ def command(
     catalog: str,
     interactions: str | None,
     histories: str | None,
+    reviews: str | None,
+    users: str | None,
+    user_columns: tuple[str, ...],
+    context: tuple[str, ...],
     measures: str | None,
     gains: dict[int, float] | None,
     min_grade: int,
@@ -88,12 +98,19 @@ def command(
 
     Items without a judgement count as not relevant. Queries without a positive are left out of the
     means and counted. With --histories, the last item of each user is to be found from all before
-    it.
+    it, from what the user had written by then (--reviews), and from what is known of the user and
+    the moment (--users, --context); measures are also given by group of each column of --users.
     """
     if (interactions is None) == (histories is None):
         raise click.UsageError("give either --interactions or --histories")
+    if reviews and not histories:
+        raise click.UsageError("--reviews needs --histories")
+    known = ContextOptions(users, user_columns, context)
+    known.check(histories)
     if histories is not None:
-        _evaluate_histories(model, catalog, histories, report, precision, strict, as_json)
+        _evaluate_histories(
+            model, catalog, histories, reviews, known, report, precision, strict, as_json
+        )
         return
     assert interactions is not None
     from training.catalog import Catalog
@@ -153,6 +170,8 @@ def _evaluate_histories(
     model: Path,
     catalog: str,
     histories: str,
+    reviews: str | None,
+    known: ContextOptions,
     report: Path | None,
     precision: str,
     strict: bool,
@@ -161,8 +180,9 @@ def _evaluate_histories(
     from training.catalog import Catalog
 
     products = Catalog.read(catalog)
-    people = read_histories(histories, products, strict)
-    facts = evaluate_histories(model, products, people, precision)
+    people = read_histories(histories, products, strict, known.of_file)
+    written = read_reviews(reviews, products, people, strict) if reviews else None
+    facts = evaluate_histories(model, people, written, known.read(people), precision)
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
         (report / "metrics.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")

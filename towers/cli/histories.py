@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from towers.recommender import CatalogRecommender, Recommender
     from towers.retriever import Retriever
     from training.catalog import Catalog
+    from training.contexts import Contexts
     from training.histories import Histories
     from training.reviews import Reviews
 
 FOLDER = "recommender"
 _CUTOFF = 10
+_GROUPS_SHOWN = 5
 
 
 def histories_option(help_text: str) -> Callable[..., Any]:
@@ -30,11 +32,83 @@ def histories_option(help_text: str) -> Callable[..., Any]:
     return click.option("--histories", type=click.Path(), help=help_text)
 
 
-def read_histories(path: str, products: Catalog, strict: bool) -> Histories:
-    """Reads histories and says what is in them."""
+def contexts_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options --users, --user-columns and --context."""
+    for option in (
+        click.option(
+            "--context",
+            callback=_names,
+            help="Columns of the histories that say where and when, as in device,season; season, "
+            "month, weekday and hour are told by the timestamp; docs/recommendations.md.",
+        ),
+        click.option(
+            "--user-columns", callback=_names, help="Columns of --users, as in age_band,level; all."
+        ),
+        click.option(
+            "--users", type=click.Path(), help="What is known of users; with --histories."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in value.split(",")) if value is not None else ()
+    if value is not None and (not all(names) or len(set(names)) < len(names)):
+        raise click.BadParameter("expected names of columns, each once, with commas between")
+    return names
+
+
+class ContextOptions(NamedTuple):
+    """What `contexts_options` brings.
+
+    Attributes:
+        users: file of users; None without.
+        user_columns: columns of it; all if there are none.
+        context: columns of events and their times.
+    """
+
+    users: str | None
+    user_columns: tuple[str, ...]
+    context: tuple[str, ...]
+
+    def check(self, histories: str | None) -> None:
+        """Raises a usage error where an option lacks the one that it belongs to."""
+        if (self.users or self.context) and histories is None:
+            raise click.UsageError("--users and --context need --histories")
+        if self.user_columns and self.users is None:
+            raise click.UsageError("--user-columns needs --users")
+
+    @property
+    def of_file(self) -> list[str]:
+        """Columns to read with the histories."""
+        from training.contexts import timestamp_columns
+
+        told = timestamp_columns(self.context)
+        return [name for name in self.context if name not in told]
+
+    def read(self, histories: Histories) -> Contexts | None:
+        """Joins users and events, and says what is in them; None where neither is given."""
+        if self.users is None and not self.context:
+            return None
+        from training.contexts import Contexts
+        from training.user_columns import UserColumns
+
+        users = None
+        if self.users is not None:
+            users = UserColumns.read(self.users, self.user_columns or None)
+        contexts = Contexts.of(histories, users, self.context)
+        say(f"context: {', '.join(contexts.columns)}")
+        return contexts
+
+
+def read_histories(
+    path: str, products: Catalog, strict: bool, columns: Sequence[str] = ()
+) -> Histories:
+    """Reads histories, with further columns of their events, and says what is in them."""
     from training.histories import Histories
 
-    histories = Histories.read(path, products, strict=strict)
+    histories = Histories.read(path, products, strict=strict, columns=columns)
     say(f"{len(histories):,} users, {len(histories.item_row):,} items in their histories")
     if histories.unknown_items.rows:
         say(f"left out: {histories.unknown_items}")
@@ -69,6 +143,7 @@ def fit_and_save(
     retriever: Retriever,
     histories: Histories,
     reviews: Reviews | None,
+    contexts: Contexts | None,
     output: Path,
     seed: int,
     progress: Callable[[int, int], None],
@@ -90,12 +165,13 @@ def fit_and_save(
         times=histories.times(),
         reviews=None if reviews is None else UserReviews.of(reviews, histories),
         encode_reviews=partial(retriever.encode_reviews, dtype=fast_dtype()),
+        contexts=None if contexts is None else contexts.columns,
         encoder_fingerprint=retriever.fingerprint(),
         seed=seed,
         progress=progress,
     )
     fit.recommender.save(output / FOLDER)
-    files = {"histories": histories, "reviews": reviews}
+    files = {"histories": histories, "reviews": reviews, "contexts": contexts}
     data = {
         name: {"path": file.path, "sha256": file.sha256}
         for name, file in files.items()
@@ -132,27 +208,67 @@ def load_recommender(model: Path) -> Recommender | None:
 
 
 def evaluate_histories(
-    model: Path, products: Catalog, histories: Histories, precision: str
+    model: Path,
+    histories: Histories,
+    reviews: Reviews | None,
+    contexts: Contexts | None,
+    precision: str,
 ) -> dict[str, Any]:
     """Measures how well the last item of each user is found, from all before it.
+
+    Args:
+        model: the run's folder.
+        histories: of the users.
+        reviews: of which a user's are known as at the time of the last item, none about it.
+        contexts: of which that of the last item is known.
+        precision: see `item_vectors`.
 
     Raises:
         InputError: the run has no recommender.
     """
     import numpy as np
 
+    from towers.encoding import fast_dtype
     from training.recommendation.evaluation import evaluate_recommendations
+    from training.recommendation.review_part import UserReviews
     from training.recommendation.splits import leave_last_out
 
-    shop = recommender_over(model, products, precision).shop
+    shop, retriever, _ = recommender_over(model, histories.catalog, precision)
     learned = shop.recommender
     count_of = dict(zip(learned.item_ids, learned.counts.tolist(), strict=True))
     taken = np.array([count_of.get(item_id, 0) for item_id in shop.item_ids], np.int64)
     cases = leave_last_out(histories)
+    number = {user: row for row, user in enumerate(histories.users)}
+    users = [number[user] for user in cases.users]
+    known: dict[str, Any] = {}
+    if contexts is not None:
+        known["contexts"] = [contexts.at(user, -1) for user in users]
+    if reviews is not None:
+        written = UserReviews.of(reviews, histories)
+        rows = [
+            written.known(user, histories.items(user), len(past), int(target[0]))
+            for user, past, target in zip(users, cases.histories, cases.targets, strict=True)
+        ]
+        lengths = np.cumsum([len(of_user) for of_user in rows])[:-1]
+        chosen = np.concatenate([np.zeros(0, np.int64), *rows])
+        vectors = retriever.encode_reviews(
+            [reviews.texts[row] for row in chosen], dtype=fast_dtype()
+        )
+        ratings = [of.tolist() for of in np.split(reviews.rating[chosen], lengths)]
+        known["review_vectors"] = learned.review_vectors(np.split(vectors, lengths), ratings)
     result = evaluate_recommendations(
-        shop, cases, taken, trained_users=_trained_users(model), cutoffs=(_CUTOFF,)
+        shop,
+        cases,
+        taken,
+        trained_users=_trained_users(model),
+        cutoffs=(_CUTOFF,),
+        groups={}
+        if contexts is None
+        else {n: [of[n] for of in known["contexts"]] for n in contexts.of_users},
+        known=known,
     )
-    return result.as_dict() | {"precision": precision}
+    reviewers = {} if reviews is None else {"reviewers": sum(len(of_user) > 0 for of_user in rows)}
+    return result.as_dict() | reviewers | {"precision": precision}
 
 
 class RunOverCatalog(NamedTuple):
@@ -206,6 +322,14 @@ def evaluation_report(facts: dict[str, Any]) -> str:
             f"{name:<16} {value['mean']:.4f}  [{low:.4f}, {high:.4f}]  over {value['users']} users"
         )
     lines += [f"{name:<16} {value:.4f}" for name, value in facts["catalog"].items()]
+    for column, measures in facts["groups"].items():
+        measure = f"R@{_CUTOFF}"
+        for group, value in list(measures[measure].items())[:_GROUPS_SHOWN]:
+            low, high = value["interval_95"]
+            lines.append(
+                f"{measure} where {column} is {group}: {value['mean']:.4f}  "
+                f"[{low:.4f}, {high:.4f}]  over {value['users']} users"
+            )
     return "\n".join(
         [*lines, "Last item of each user, from all before it; brackets: 95% interval over users"]
     )

@@ -21,6 +21,20 @@ _ITEMS_SHOWN = 2
 _SHOWN = 0.005  # what two decimals show
 
 
+def _context(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in values:
+        column, equals, value = text.partition("=")
+        if not column or not equals or not value or column in found:
+            raise click.BadParameter(
+                f"{text!r}: expected COLUMN=VALUE, as in season=winter, each column once"
+            )
+        found[column] = value
+    return found
+
+
 @click.command("recommend", short_help="Ask a running server what goes on from a history.")
 @click.argument("item_ids", nargs=-1)
 @click.option("--query", default="", help="What the user asks for now.")
@@ -31,6 +45,14 @@ _SHOWN = 0.005  # what two decimals show
     multiple=True,
     type=click.FloatRange(0, 5),
     help="1 to 5, of each --review in order; 0 for none.",
+)
+@click.option(
+    "--context",
+    "contexts",
+    multiple=True,
+    metavar="COLUMN=VALUE",
+    callback=_context,
+    help="What else is known of the user or the moment; repeatable.",
 )
 @click.option("--server", default="localhost:8500", show_default=True, help="HOST:PORT.")
 @click.option("--rest", is_flag=True, help="Ask over REST; --server is then the REST port's.")
@@ -51,6 +73,7 @@ def command(
     query: str,
     reviews: tuple[str, ...],
     ratings: tuple[float, ...],
+    contexts: dict[str, str],
     server: str,
     rest: bool,
     model: str | None,
@@ -64,7 +87,8 @@ def command(
 
     Unknown ids are passed over. Without ITEM_IDS the query decides, and without a query the most
     popular items are answered. What is like the items of praising reviews comes up, what is like
-    those of complaints goes down; without a --rating the text tells which a review is.
+    those of complaints goes down; without a --rating the text tells which a review is. A --context
+    that the run has not learned is passed over.
     """
     if ratings and len(ratings) != len(reviews):
         raise click.UsageError(
@@ -94,6 +118,7 @@ def command(
                 # An export from before there were reviews answers as long as none are given.
                 reviews=[reviews] if reviews else None,
                 ratings=[[rating or None for rating in ratings]] if ratings else None,
+                contexts=[contexts] if contexts else None,
             )[0]
     except ServingError as error:
         raise click.exceptions.Exit(_failed(error)) from error
@@ -105,12 +130,22 @@ def command(
         for hit in answer.hits
     ]
     if explain is not None and products is not None:
-        _explain(explain, products, item_ids, items, query=query, reviews=reviews, ratings=ratings)
+        _explain(
+            explain,
+            products,
+            item_ids,
+            items,
+            query=query,
+            reviews=reviews,
+            ratings=ratings,
+            context=contexts,
+        )
     facts = {
         "history": list(item_ids),
         "query": query,
         "reviews": list(reviews),
         "ratings": list(ratings),
+        "context": contexts,
         "model": name,
         "unknown": answer.unknown,
         "items": items,
@@ -127,6 +162,7 @@ def _explain(
     query: str,
     reviews: tuple[str, ...],
     ratings: tuple[float, ...],
+    context: dict[str, str],
 ) -> None:
     """Adds `why` to each item that the catalogue has.
 
@@ -138,6 +174,7 @@ def _explain(
         query: empty for none. What it added is what the other parts do not account for.
         reviews: texts.
         ratings: of the reviews, or none at all.
+        context: column to value.
 
     Raises:
         InputError: the run was trained without histories, or its scores are not the server's.
@@ -161,6 +198,7 @@ def _explain(
         [item["item_id"] for item in known],
         query_scores=np.zeros(len(products), np.float32) if query else None,
         review_vector=written,
+        context=context or None,
     )
     for item, explanation in zip(known, found, strict=True):
         rest = item["score"] - explanation.score
@@ -184,4 +222,6 @@ def _reasons(why: dict[str, Any], titles: dict[str, str]) -> str:
         for name, value in why["parts"].items()
         if abs(value) >= _SHOWN
     )
+    if context := [f"{text} {of:+.2f}" for text, of in why.get("context", {}).items()]:
+        parts += f"; {', '.join(context)}"
     return f"{past or 'no history'}  ({parts})"

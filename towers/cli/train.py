@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from towers.cli.histories import (
+    ContextOptions,
+    contexts_options,
     fit_and_save,
     histories_option,
     read_histories,
@@ -22,6 +24,7 @@ from towers.cli.output import emit, json_option, progress_bars, say
 if TYPE_CHECKING:
     from training.catalog import Catalog
     from training.config import TrainConfig
+    from training.contexts import Contexts
     from training.histories import Histories
     from training.interactions import Interactions
     from training.reviews import Reviews
@@ -48,6 +51,7 @@ METHODS = [
 @click.option("--interactions", type=click.Path(), help="Interactions file; docs/methods.md.")
 @histories_option("What users took, for recommendations; docs/recommendations.md.")
 @reviews_option()
+@contexts_options
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Run folder.")
 @click.option("--encoder", help="Installed encoder, checkpoint folder or keras-hub preset.")
 @click.option("--shots", type=int, help="Draw this many positive pairs; all if not given.")
@@ -87,6 +91,9 @@ def command(
     interactions: str | None,
     histories: str | None,
     reviews: str | None,
+    users: str | None,
+    user_columns: tuple[str, ...],
+    context: tuple[str, ...],
     output: Path,
     encoder: str | None,
     shots: int | None,
@@ -146,6 +153,8 @@ def command(
         raise click.UsageError("--strict and --min-grade need --interactions")
     if reviews and not histories:
         raise click.UsageError("--reviews needs --histories")
+    known = ContextOptions(users, user_columns, context)
+    known.check(histories)
     from training.catalog import Catalog
     from training.devices import training_devices
     from training.interactions import Interactions
@@ -163,10 +172,11 @@ def command(
         )
         if judgements.unknown_items.rows:
             say(f"left out: {judgements.unknown_items}")
-    people = read_histories(histories, products, strict) if histories else None
+    people = read_histories(histories, products, strict, known.of_file) if histories else None
     written = read_reviews(reviews, products, people, strict) if reviews and people else None
+    contexts = known.read(people) if people else None
     with training_devices(output, config.strategy, deterministic=config.deterministic) as folder:
-        metrics = _train(config, products, judgements, people, written, folder)
+        metrics = _train(config, products, judgements, people, written, contexts, folder)
     emit({"output": str(output), **metrics}, as_json, lambda: _report(output, metrics))
 
 
@@ -176,6 +186,7 @@ def _train(
     judgements: Interactions | None,
     people: Histories | None,
     written: Reviews | None,
+    contexts: Contexts | None,
     output: Path,
 ) -> dict[str, Any]:
     """Trains, with interactions or without."""
@@ -192,7 +203,8 @@ def _train(
                 lexical=lexical_scorer,
                 histories=people,
                 reviews=written,
-                also=_also(people, written, config.seed, output, progress),
+                contexts=contexts,
+                also=_also(people, written, contexts, config.seed, output, progress),
                 warm_up_progress=partial(progress, "Warming up"),
                 progress=partial(progress, "Training"),
             )
@@ -205,7 +217,8 @@ def _train(
             known_vectors=partial(known_vectors, output),
             histories=people,
             reviews=written,
-            also=_also(people, written, config.seed, output, progress),
+            contexts=contexts,
+            also=_also(people, written, contexts, config.seed, output, progress),
             warm_up_progress=partial(progress, "Warming up"),
             fusion_progress=partial(progress, "Judging the attributes"),
             choice_progress=partial(progress, "Choosing the method"),
@@ -217,6 +230,7 @@ def _train(
 def _also(
     histories: Histories | None,
     reviews: Reviews | None,
+    contexts: Contexts | None,
     seed: int,
     output: Path,
     progress: Callable[[str, int, int], None],
@@ -225,7 +239,9 @@ def _also(
     if histories is None:
         return None
     bar = partial(progress, "Learning from histories")
-    return lambda retriever: fit_and_save(retriever, histories, reviews, output, seed, bar)
+    return lambda retriever: fit_and_save(
+        retriever, histories, reviews, contexts, output, seed, bar
+    )
 
 
 def _report(output: Path, metrics: dict[str, Any]) -> str:
@@ -234,6 +250,11 @@ def _report(output: Path, metrics: dict[str, Any]) -> str:
     if people := metrics.get("recommendation"):
         weights = ", ".join(f"{name} {value:.3g}" for name, value in people["weights"].items())
         lines.append(f"Recommendations learned of {people['users']:,} users: {weights}")
+        for name, of in people["context"].items():
+            lines.append(
+                f"Context {name}: {len(of['values'])} values, weight {of['weight']:.3g}, "
+                f"where nothing else is known {of['alone']:.3g}"
+            )
     if choice is not None:
         share = f", {choice['share']:.0%} of the way" if 0 < choice["share"] < 1 else ""
         lines.insert(0, f"Method {choice['method']}{share}: {choice['reason']}")

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from towers.cli.histories import (
+    ContextOptions,
     carry_over,
+    contexts_options,
     fit_and_save,
     histories_option,
     load_recommender,
@@ -54,6 +56,7 @@ METHODS = ["full", "lora", "adalora", "bitfit", "top"]
 )
 @histories_option("What users took, to fit the run's recommendations anew.")
 @reviews_option()
+@contexts_options
 @click.option("--method", type=click.Choice(METHODS), help="How to adapt; docs/methods.md.")
 @lexical_option("auto: chosen again. As the run was trained if absent.")
 @click.option("--min-grade", type=int, help="Lowest grade of a positive pair.")
@@ -75,6 +78,9 @@ def command(
     max_drop: float | None,
     histories: str | None,
     reviews: str | None,
+    users: str | None,
+    user_columns: tuple[str, ...],
+    context: tuple[str, ...],
     method: str | None,
     lexical: Lexical,
     min_grade: int | None,
@@ -95,6 +101,8 @@ def command(
     """
     if reviews and not histories:
         raise click.UsageError("--reviews needs --histories")
+    known = ContextOptions(users, user_columns, context)
+    known.check(histories)
     from training.catalog import Catalog
     from training.run_folder import RunFolder
     from training.update import UpdateRefused, read_update_config, update
@@ -114,8 +122,11 @@ def command(
     new = _read(interactions, products, "new", strict=strict)
     old = None if replay is None else _read(replay, products, "old")
     judged = None if judgements is None else _read(judgements, products, "evaluation")
-    people = None if histories is None else read_histories(histories, products, strict)
+    people = (
+        None if histories is None else read_histories(histories, products, strict, known.of_file)
+    )
     written = read_reviews(reviews, products, people, strict) if reviews and people else None
+    contexts = None if people is None else known.read(people)
 
     def encode(folder: Path, retriever: Retriever, texts: Sequence[str]) -> np.ndarray:
         # The old run stays as it is: what is not found there is not written there either.
@@ -126,7 +137,7 @@ def command(
         def also(retriever: Retriever) -> dict[str, Any]:
             if people is not None:
                 bar = partial(progress, "Learning from histories")
-                return fit_and_save(retriever, people, written, output, config.seed, bar)
+                return fit_and_save(retriever, people, written, contexts, output, config.seed, bar)
             if load_recommender(model) is not None:
                 return carry_over(model, retriever, output)
             return {}
@@ -144,6 +155,7 @@ def command(
                 lexical=lexical_scorer,
                 histories=people,
                 reviews=written,
+                contexts=contexts,
                 also=also,
                 encode=encode,
                 progress=partial(progress, "Training"),

@@ -91,7 +91,7 @@ def choose_settings(
 
         for decay, weights in recency.items():
             means = weights @ embeddings
-            _add(by_text, decay, _quality(part, means, embeddings.T))
+            _add(by_text, decay, quality(part, means, embeddings.T))
         near = {Choices.strength: words}
         if co_occurrence:
             near = {
@@ -101,12 +101,12 @@ def choose_settings(
             fitted.append(near)
         for strength, matrix in near.items():
             for decay, weights in recency.items():
-                _add(by_others, (strength, decay), _quality(part, weights, matrix))
+                _add(by_others, (strength, decay), quality(part, weights, matrix))
         for half_life in half_lives:
             counts = Choices(half_life=half_life).counts(part.histories, part.times, items)
             prior = popularity_prior(counts)
             everyone = np.ones((len(part), 1), np.float32)
-            _add(by_time, half_life, _quality(part, everyone, prior[None]))
+            _add(by_time, half_life, quality(part, everyone, prior[None]))
     strength, decay = _best(by_others)
     choices = Choices(decay, _best(by_text), strength, _best(by_time))
     return choices, [near[strength] for near in fitted]
@@ -130,7 +130,7 @@ def _half_lives(held_out: Sequence[HeldOut]) -> list[float | None]:
     return [None, *(share * days for share in reversed(_SHARES_OF_TIME) if share * days > 0)]
 
 
-def _quality(part: HeldOut, users: Any, items: Any) -> float:
+def quality(part: HeldOut, users: Any, items: Any) -> float:
     """Sum over cases of nDCG@10 by the scores ``users @ items``, dense or sparse."""
     total = 0.0
     for start in range(0, len(part), _CASES_AT_A_TIME):

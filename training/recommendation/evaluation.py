@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,10 @@ from training.recommendation.splits import Cases
 
 USERS_AT_A_TIME = 256
 CUTOFFS = (10, 20)
+
+Known = Mapping[str, Sequence[Any] | np.ndarray]
+"""Further arguments of a scorer, such as `contexts` and `review_vectors` of
+`towers.recommender.CatalogRecommender`, with a value for each user."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ def recommend(
     histories: Sequence[np.ndarray],
     k: int,
     *,
+    known: Known | None = None,
     exclude_seen: bool = True,
     seed: int = 0,
 ) -> np.ndarray:
@@ -120,6 +125,7 @@ def recommend(
         scorer: see `Scorer`.
         histories: for each user rows of the catalogue.
         k: items wanted.
+        known: what else is known of the users, by the scorer's argument: a value for each user.
         exclude_seen: leave out the items of the user's history.
         seed: decides between equal scores.
 
@@ -131,10 +137,14 @@ def recommend(
     """
     if k < 1:
         raise InputError(f"k is {k}, expected 1 or more")
+    ask: Callable[..., np.ndarray] = scorer
     found, draw = [], np.zeros(0, np.int64)
     for first in range(0, len(histories), USERS_AT_A_TIME):
         part = histories[first : first + USERS_AT_A_TIME]
-        scores = np.array(scorer(part), np.float32)  # a copy: seen items are taken out of it
+        end = first + USERS_AT_A_TIME
+        further = {name: values[first:end] for name, values in (known or {}).items()}
+        # A copy: seen items are taken out of it.
+        scores = np.array(ask(part, **further), np.float32)
         if scores.ndim != 2 or len(scores) != len(part):
             raise InputError(
                 f"scores have shape {list(scores.shape)}, expected [{len(part)}, items]"
@@ -169,6 +179,7 @@ def evaluate_recommendations(
     cutoffs: Sequence[int] = CUTOFFS,
     items: np.ndarray | None = None,
     groups: Mapping[str, Sequence[str | None]] | None = None,
+    known: Known | None = None,
     exclude_seen: bool = True,
     seed: int = 0,
 ) -> RecommendationEvaluation:
@@ -187,6 +198,7 @@ def evaluate_recommendations(
         cutoffs: lengths of the lists.
         items: floating ``[items, d]``, unit vectors of the items, for diversity; left out if None.
         groups: for any column of users, the group of each user of `cases`.
+        known: see `recommend`.
         exclude_seen: recommend nothing that is in the user's history. A target that is there can
             then not be found; `Cases.with_new_targets` leaves such targets out.
         seed: decides between items of equal score.
@@ -205,7 +217,9 @@ def evaluate_recommendations(
             raise InputError(f"{column!r} has {len(group_of)} users, the cases {len(cases)}")
     if not cutoffs or min(cutoffs) < 1:
         raise InputError(f"cutoffs are {list(cutoffs)}, expected numbers of 1 or more")
-    rows = recommend(scorer, cases.histories, max(cutoffs), exclude_seen=exclude_seen, seed=seed)
+    rows = recommend(
+        scorer, cases.histories, max(cutoffs), known=known, exclude_seen=exclude_seen, seed=seed
+    )
     decile, tail = popularity_deciles(counts), long_tail(counts)
     kinds = {"tail": tail} | {f"decile {d}": decile == d for d in range(1, 11)}
     per_user, catalog = {}, {}

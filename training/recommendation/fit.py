@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from towers.context_lifts import ContextLifts
 from towers.errors import InputError
 from towers.item_neighbours import ItemNeighbours, word_neighbours
 from towers.recommender import (
@@ -23,6 +24,7 @@ from towers.review_sentiment import ReviewSentiment
 from training.recommendation.blend import choose_blend
 from training.recommendation.choices import Choices, choose_settings, known_items
 from training.recommendation.co_occurrence import fit_co_occurrence
+from training.recommendation.context_part import ContextPart
 from training.recommendation.held_out import HeldOut, hold_out
 from training.recommendation.popularity import item_counts
 from training.recommendation.review_part import EncodeReviews, ReviewPart, UserReviews
@@ -31,7 +33,7 @@ from training.recommendation.user_training import TrainedTower, UserTraining, tr
 Progress = Callable[[int, int], None]
 """Told (steps done, steps in all)."""
 
-PARTS = ("text", "co_occurrence", "words", "popularity", "reviews")
+PARTS = ("text", "co_occurrence", "words", "popularity", "reviews", "context")
 
 # Without a history to learn from; the size of the weights that office's training users gave.
 _PRIOR = BlendWeights(text=8.0, co_occurrence=0.0, words=8.0, popularity=0.2)
@@ -40,6 +42,7 @@ _QUERY_TO_TEXT = 3.0
 # Who is known by nothing gets what is popular, also where that tells nothing of others.
 _LEAST_POPULARITY = 1e-3
 _MIN_REVIEWERS = 20  # fewer do not tell how much reviews count
+_MOST_ALONE = 4.0  # what a lift counts at most beside popularity where nothing else is known
 _CANDIDATES = 5_000
 
 
@@ -49,7 +52,8 @@ class RecommenderSettings:
 
     Attributes:
         parts: of `PARTS`, those that the score has; the others get no weight. Without reviews by
-            enough of the users, theirs is a multiple of the text's.
+            enough of the users, theirs is a multiple of the text's; a column of contexts needs as
+            many to count at all.
         order: whether the order of a history counts.
         choices: of the parts; held-out cases choose if None.
         folds: parts of the users; where it is not known when events were, each is scored by what
@@ -79,6 +83,8 @@ class RecommenderFit:
             weights was fitted on.
         uniform: the same if all items were equally likely.
         reviewers: users whose reviews the weight of the reviews was fitted on; 0 where it was not.
+        context: for each column of contexts the users whose value is known in held-out cases, and
+            the pseudo-count that suits these best.
     """
 
     recommender: Recommender
@@ -90,6 +96,7 @@ class RecommenderFit:
     log_likelihood: float
     uniform: float
     reviewers: int = 0
+    context: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for `json.dumps`."""
@@ -102,6 +109,10 @@ class RecommenderFit:
             "log_likelihood": self.log_likelihood,
             "log_likelihood_uniform": self.uniform,
             "reviewers": self.reviewers,
+            "context": {
+                name: facts | self.recommender.facts()["context"][name]
+                for name, facts in self.context.items()
+            },
             "user_tower": {
                 "held_out_rr": self.user_tower.held_out,
                 "best_epoch": self.user_tower.best_epoch,
@@ -119,6 +130,7 @@ def fit_recommender(
     times: Sequence[np.ndarray] | None = None,
     reviews: UserReviews | None = None,
     encode_reviews: EncodeReviews | None = None,
+    contexts: Mapping[str, np.ndarray] | None = None,
     encoder_fingerprint: str = "",
     seed: int = 0,
     progress: Progress | None = None,
@@ -139,6 +151,7 @@ def fit_recommender(
         times: when the events were, datetime64[s] `[events]` of each user, never falling.
         reviews: of the users, in their order.
         encode_reviews: vectors of review texts; needed with `reviews`.
+        contexts: columns of the users and of the events, see `training.contexts.Contexts.columns`.
         encoder_fingerprint: of the item tower, kept with the recommender.
         seed: decides held-out cases, users, negatives.
         progress: told about the progress.
@@ -184,7 +197,15 @@ def fit_recommender(
         assert encode_reviews is not None
         asked = np.unique(np.concatenate([np.zeros(0, int), *(part.users for part in held_out)]))
         written = ReviewPart(reviews, asked, encode_reviews, seed=seed)
-    parts = [part for part in settings.parts if part != "reviews" or written is not None]
+    context = None
+    if contexts and "context" in settings.parts:
+        context = ContextPart(contexts, histories, item_count)
+        context.choose(held_out, choices)
+    parts = [part for part in settings.parts if part not in ("reviews", "context")]
+    if written is not None:
+        parts.append("reviews")
+    if context is not None:
+        parts += [context.name(column) for column in context.usable()]
     examples = _Examples(item_count, seed)
     reviewers = 0
     for done, part in enumerate(held_out):
@@ -210,11 +231,13 @@ def fit_recommender(
             )
             sentiment = written.sentiment(without=np.unique(part.users))
             scores["reviews"] = written.user_vectors(sentiment, known) @ embeddings.T
+        if context is not None:
+            scores |= context.scores(part)
         examples.add(part, {name: scores[name] for name in parts})
     report(len(held_out), len(held_out) + 1)
     if reviewers < _MIN_REVIEWERS:
         parts, reviewers = [part for part in parts if part != "reviews"], 0
-    weights, likelihood = examples.weights(parts)
+    weights, of_columns, likelihood = examples.weights(parts)
     if "popularity" in settings.parts:
         weights = replace(weights, popularity=max(weights.popularity, _LEAST_POPULARITY))
     if "reviews" in settings.parts and not reviewers:
@@ -224,6 +247,10 @@ def fit_recommender(
     taken = np.flatnonzero(counts)
     place = np.full(item_count, -1)
     place[taken] = np.arange(len(taken))
+    lifts = ContextLifts.none()
+    if context is not None:
+        found = _columns_weights(context, of_columns, examples, weights.popularity)
+        lifts = context.learned(found).of_items(taken)
     sentiment = ReviewSentiment.unlearned(embeddings.shape[1])
     if written is not None:
         sentiment = written.sentiment()
@@ -239,6 +266,7 @@ def fit_recommender(
         decay=choices.decay,
         max_history=longest,
         encoder_fingerprint=encoder_fingerprint,
+        context=lifts,
     )
     return RecommenderFit(
         recommender,
@@ -250,6 +278,7 @@ def fit_recommender(
         log_likelihood=likelihood,
         uniform=-float(np.log(max(item_count, 1))),
         reviewers=reviewers,
+        context={} if context is None else context.facts(),
     )
 
 
@@ -276,14 +305,56 @@ class _Examples:
             of_candidates = np.column_stack([x[:, self._candidates], x[cases, target]])
             self._parts.setdefault(name, []).append(of_candidates)
 
-    def weights(self, parts: Sequence[str]) -> tuple[BlendWeights, float]:
-        """The weights of the parts and the mean log likelihood of the targets."""
-        prior = {name: value if name in parts else 0.0 for name, value in asdict(_PRIOR).items()}
+    def weights(self, parts: Sequence[str]) -> tuple[BlendWeights, dict[str, float], float]:
+        """Weights that suit the targets.
+
+        Returns:
+            The weights of the parts, those of the parts that `BlendWeights` does not have, and the
+            mean log likelihood of the targets.
+        """
+        found = {name: value if name in parts else 0.0 for name, value in asdict(_PRIOR).items()}
+        found |= {name: 0.0 for name in parts if name not in found}
         likelihood = 0.0
         if self._seen:
-            scores = [np.concatenate(self._parts[part]) for part in parts]
-            seen = np.concatenate(self._seen)
-            target = np.full(len(seen), seen.shape[1] - 1)
-            fitted, likelihood = choose_blend(scores, target, seen)
-            prior |= dict(zip(parts, fitted.tolist(), strict=True))
-        return BlendWeights(**prior | {"query": _QUERY_TO_TEXT * prior["text"]}), likelihood
+            fitted, likelihood = self.choose(parts)
+            found |= fitted
+        others = {name: found.pop(name) for name in parts if name not in asdict(_PRIOR)}
+        found["query"] = _QUERY_TO_TEXT * found["text"]
+        return BlendWeights(**found), others, likelihood
+
+    def choose(self, parts: Sequence[str]) -> tuple[dict[str, float], float]:
+        """The weights of some parts as if there were no others, and the mean log likelihood."""
+        scores = [np.concatenate(self._parts[part]) for part in parts]
+        seen = np.concatenate(self._seen)
+        target = np.full(len(seen), seen.shape[1] - 1)
+        fitted, likelihood = choose_blend(scores, target, seen)
+        return dict(zip(parts, fitted.tolist(), strict=True)), likelihood
+
+
+def _columns_weights(
+    part: ContextPart, beside: Mapping[str, float], examples: _Examples, popularity: float
+) -> dict[str, tuple[float, float]]:
+    """Weights of the columns of contexts, beside a history and alone.
+
+    Who has taken nothing is known by contexts and by what is popular. A part that tells little
+    beside a history may be all there is to go by then: so how a column counts beside popularity is
+    asked once more, of the same cases, as if nothing had been taken.
+
+    Args:
+        part: the columns.
+        beside: weights of the parts of columns, with all other parts.
+        examples: the cases.
+        popularity: weight of popularity.
+    """
+    alone = dict.fromkeys(beside, 0.0)
+    if beside and popularity:
+        fitted, _ = examples.choose(["popularity", *beside])
+        to_popularity = max(fitted.pop("popularity"), 1e-12)
+        alone = {
+            name: popularity * min(weight / to_popularity, _MOST_ALONE)
+            for name, weight in fitted.items()
+        }
+    return {
+        column: (beside.get(part.name(column), 0.0), alone.get(part.name(column), 0.0))
+        for column in part.values
+    }

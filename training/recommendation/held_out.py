@@ -19,6 +19,7 @@ class HeldOut:
 
     Attributes:
         histories: to be fitted on, rows of items, int ``[events]``, oldest first.
+        fitted: number of the user of each of these histories, of which they are the beginning.
         times: when that was, datetime64[s] ``[events]`` each; None where it is not known.
         users: number of the user of each case, int ``[cases]``.
         places: how many events of the user are known, int ``[cases]``.
@@ -28,6 +29,7 @@ class HeldOut:
     """
 
     histories: list[np.ndarray] = field(repr=False)
+    fitted: np.ndarray
     times: list[np.ndarray] | None = field(repr=False)
     users: np.ndarray
     places: np.ndarray
@@ -93,7 +95,8 @@ def _by_time(
     places = np.array([known[user] for user in users])
     before = [history[:place] for history, place in zip(histories, known, strict=True)]
     when = [time[:place] for time, place in zip(times, known, strict=True)]
-    return HeldOut(before, when, np.array(users), places, np.array(target), seen)
+    everyone = np.arange(len(before))
+    return HeldOut(before, everyone, when, np.array(users), places, np.array(target), seen)
 
 
 def _by_users(
@@ -106,6 +109,7 @@ def _by_users(
     parts = []
     for start in range(folds):
         fold = order[start::folds]
+        others = np.setdiff1d(order, fold)
         users, places = [], []
         for user in fold[: _USERS // folds].tolist():
             last = len(histories[user]) - 1
@@ -114,7 +118,8 @@ def _by_users(
                 places.append(place)
         parts.append(
             HeldOut(
-                [histories[user] for user in np.setdiff1d(order, fold)],
+                [histories[user] for user in others],
+                others,
                 None,
                 np.array(users),
                 np.array(places),
