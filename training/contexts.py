@@ -14,6 +14,10 @@ from training.histories import Histories
 from training.user_columns import UserColumns
 
 _SEASONS = ("winter", "spring", "summer", "autumn")
+_MONTHS = (
+    *("january", "february", "march", "april", "may", "june"),
+    *("july", "august", "september", "october", "november", "december"),
+)
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _TIMESTAMP_COLUMNS = ("season", "month", "weekday", "hour")
 
@@ -47,7 +51,7 @@ class Contexts:
             histories: with those of `names` that are in their file; see `timestamp_columns`.
             users: columns of the users: every event of a user has their values.
             names: columns of the events, or of their times: ``season`` (of the north: winter is
-                December to February), ``month`` (1 to 12), ``weekday`` (monday) and ``hour`` (0 to
+                December to February), ``month`` (january), ``weekday`` (monday) and ``hour`` (0 to
                 23), in UTC.
 
         Raises:
@@ -98,7 +102,7 @@ def _of_times(histories: Histories, name: str) -> np.ndarray:
     day = times.astype("datetime64[D]").astype(np.int64)
     found = {
         "season": lambda: np.array(_SEASONS, object)[(month + 1) % 12 // 3],
-        "month": lambda: (month + 1).astype(str).astype(object),
+        "month": lambda: np.array(_MONTHS, object)[month],
         "weekday": lambda: np.array(_WEEKDAYS, object)[(day + 3) % 7],  # 1970 began on a Thursday
         "hour": lambda: (
             ((times - times.astype("datetime64[D]")) // np.timedelta64(1, "h"))

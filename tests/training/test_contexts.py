@@ -64,7 +64,7 @@ def test_times_are_told_as_python_tells_them(catalog: Catalog, events: Path) -> 
     for user, times in enumerate(histories.times()):
         for place, time in enumerate(times):
             when = datetime.fromtimestamp(int(time.astype(np.int64)), UTC)
-            expected = (f"{when:%A}".lower(), str(when.month), str(when.hour))
+            expected = (f"{when:%A}".lower(), f"{when:%B}".lower(), str(when.hour))
             assert tuple(found.at(user, place)[name] for name in names) == expected
 
 

@@ -42,7 +42,8 @@ _QUERY_TO_TEXT = 3.0
 # Who is known by nothing gets what is popular, also where that tells nothing of others.
 _LEAST_POPULARITY = 1e-3
 _MIN_REVIEWERS = 20  # fewer do not tell how much reviews count
-_MOST_ALONE = 4.0  # what a lift counts at most beside popularity where nothing else is known
+# Where nothing else is known: popularity and a lift whole are what is popular in the context.
+_MOST_ALONE = 1.0
 _CANDIDATES = 5_000
 
 
