@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from training.plain_text import plain_text
 
 Kind = Literal["id", "ids", "text", "price", "weight", "grade", "rating", "timestamp", "vector"]
 
@@ -37,6 +39,8 @@ _NUMBERS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray], pa.DataType]]
     ),
     "rating": ("a number from 1 to 5", lambda x: (x >= 1) & (x <= 5), pa.float32()),
 }
+
+_TO_JSON = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 _NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 _ZONE = r"\d:\d\d.*(Z|[+-]\d\d(:?\d\d)?)$"
@@ -68,7 +72,8 @@ class WrongType(ValueError):
 def convert(column: pa.ChunkedArray, kind: Kind) -> pa.Array:
     """Converts a raw column to the one type of its kind.
 
-    Text loses surrounding whitespace; what is then empty is null, in every kind.
+    Text loses surrounding whitespace; what is then empty is null, in every kind. The kind `text`
+    also loses its markup (`training.plain_text`); lists of texts or numbers are joined by commas.
 
     Args:
         column: Raw column of at least one row.
@@ -171,19 +176,43 @@ def _text(column: pa.ChunkedArray, kind: Kind) -> pa.DictionaryArray:
     if pa.types.is_binary(type_) or pa.types.is_large_binary(type_):
         raise WrongType(f"has type {type_}; text is stored as type string (UTF-8)")
     if pa.types.is_nested(type_):
-        # Lossless, and no reason to refuse a catalogue for an attribute nobody may name.
-        values = (json.dumps(v.as_py(), ensure_ascii=False, default=str) for v in column)
-        texts = [None if text == "null" else text for text in values]
-        column = pa.chunked_array([pa.array(texts, RAW_TEXT)])
+        # No reason to refuse a catalogue for an attribute nobody may name.
+        column = pa.chunked_array([pa.array([json_text(v.as_py()) for v in column], RAW_TEXT)])
     elif not _is_text(type_):
         column = column.cast(RAW_TEXT)
     encoded = _encode(column)
+    if kind == "text":
+        encoded = _without_markup(encoded)
     values = encoded.dictionary
     bad = _first(pc.match_substring(values, "\0"))
     if bad >= 0:
         row = _row_of_value(encoded, bad)
         raise BadCell(row, values[bad].as_py(), "text without NUL characters")
     return encoded
+
+
+def json_text(value: Any) -> str | None:
+    """A value of JSON as text: lists of texts and numbers joined by commas, other nests as JSON."""
+    if value is None or type(value) is str:
+        return value
+    if isinstance(value, list) and not any(isinstance(one, list | dict) for one in value):
+        texts = (json_text(one) for one in value)
+        return ", ".join(text.strip() for text in texts if text and not text.isspace())
+    return str(value) if type(value) is int else _TO_JSON(value)
+
+
+def _without_markup(encoded: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Takes markup out of the distinct values; those that are then equal become one."""
+    values = encoded.dictionary
+    marked = pc.match_substring_regex(values, "[<&]")
+    if _first(marked) < 0:
+        return encoded
+    plain = [plain_text(text.as_py()) if text.is_valid else None for text in values.filter(marked)]
+    distinct = _trimmed(pc.replace_with_mask(values, marked, pa.array(plain, RAW_TEXT)))
+    distinct = distinct.dictionary_encode()
+    return pa.DictionaryArray.from_arrays(
+        distinct.indices.take(encoded.indices), distinct.dictionary
+    )
 
 
 def _floats(texts: pa.Array) -> pa.Array:

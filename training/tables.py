@@ -28,7 +28,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from towers.errors import InputError
-from training.columns import RAW_TEXT, TEXT, BadCell, Kind, WrongType, convert
+from training.columns import RAW_TEXT, TEXT, BadCell, Kind, WrongType, convert, json_text
 
 FORMATS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
@@ -36,7 +36,6 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # A CSV record has to fit into one block of the parser.
 _BLOCK_BYTES = 16 << 20
 _JSON_BATCH_ROWS = 1 << 15
-_TO_JSON = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def read_table(
@@ -411,7 +410,7 @@ def json_column(values: list[Any], kind: Kind) -> pa.Array:
                 [ids if ids is None else _json_ids(ids) for ids in values],
                 pa.large_list(RAW_TEXT),
             )
-        as_text = _json_id if kind == "id" else _json_text
+        as_text = _json_id if kind == "id" else json_text
         return pa.array(
             [value if type(value) is str else as_text(value) for value in values],
             RAW_TEXT,
@@ -431,15 +430,9 @@ def json_column(values: list[Any], kind: Kind) -> pa.Array:
         raise BadCell(0, values[0], expected.get(kind, "text that UTF-8 can hold")) from None
 
 
-def _json_text(value: Any) -> str | None:
-    if value is None:
-        return None
-    return str(value) if type(value) is int else _TO_JSON(value)
-
-
 def _json_id(value: Any) -> str | None:
     if value is None or type(value) is int:
-        return _json_text(value)
+        return json_text(value)
     raise TypeError
 
 
