@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import keras
@@ -15,10 +16,11 @@ from towers.gradients import gradient
 from towers.losses import (
     InBatchSoftmax,
     ScoreDistillation,
-    accidental_hits,
     known_grades,
     known_positives,
+    loss_in_blocks,
     r_drop,
+    same_item,
 )
 from towers.losses.in_batch_softmax import weighted_mean
 from towers.replicas import replica_count, reportable, whole_batch, whole_vectors
@@ -83,8 +85,10 @@ class TwoTower(keras.Model):
         temperature: divisor of the cosines; the start value if learned.
         learn_temperature: make the temperature a trainable weight.
         distillation: a second loss, added where a batch has `teacher_scores`.
-        chunks: parts that a batch is encoded in, one after the other, so that a batch of any size
-            trains in the memory of one part (`towers.gradient_cache`).
+        chunks: parts that a batch is encoded in, one after the other, so that the encoder takes the
+            memory of one part (`towers.gradient_cache`), and parts that its matrix of scores is
+            made in (`towers.losses.loss_in_blocks`); what is left grows with the embeddings. The
+            matrices of `distillation` and `r_drop` are made whole.
         fgm: length of an adversarial step; 0 for none. In training, each text's embedded tokens are
             moved by a vector of this length along the gradient of the loss, and the loss of the
             texts moved like that is added (Miyato et al. 2017, https://arxiv.org/abs/1605.07725,
@@ -282,34 +286,26 @@ class TwoTower(keras.Model):
         """The loss of a batch's embeddings, penalties of the towers aside."""
         _require(x, "positive_ids", "item_ids")
         _require(x, "positive_grades", "positive_ids")
-        candidate_ids = _join(x, "ids")
-        n_queries = ops.shape(vectors["query"])[0]
-        positives = ignored = None
-        if candidate_ids is not None:
-            ignored = accidental_hits(candidate_ids, n_queries)
-            if "positive_ids" in x:
-                first_kind = candidate_ids if len(candidate_ids.shape) == 1 else candidate_ids[:, 0]
-                positives = known_positives(first_kind, x["positive_ids"])
-                # A second copy of an item is masked, not a second target.
-                own = ops.eye(n_queries, ops.shape(first_kind)[0], dtype="bool")
-                positives = (positives & ~ignored) | own
-                if "positive_grades" in x:
-                    grades = known_grades(first_kind, x["positive_ids"], x["positive_grades"])
-                    positives = ops.where(positives, ops.maximum(grades, 1.0), 0.0)
-        if "ignored" in x:
-            further = ops.cast(x["ignored"], "bool")
-            ignored = further if ignored is None else ignored | further
-        loss = self.embedding_loss(
-            vectors["query"],
-            vectors["item"],
-            temperature=self.temperature,
-            positives=positives,
-            ignored=ignored,
-            candidate_log_probability=_join(x, "log_probability"),
-            sample_weight=sample_weight,
-        )
+        queries, items = vectors["query"], vectors["item"]
+        options = {
+            "temperature": self.temperature,
+            "candidate_log_probability": _join(x, "log_probability"),
+            "sample_weight": sample_weight,
+        }
+        relation = partial(_relation, x, _join(x, "ids"))
+        if self.chunks > 1:
+            blocks = self.chunks
+            loss = loss_in_blocks(
+                self.embedding_loss, queries, items, relation, blocks=blocks, **options
+            )
+        else:
+            rows, columns = ops.arange(ops.shape(queries)[0]), ops.arange(ops.shape(items)[0])
+            positives, ignored = relation(rows, columns)
+            loss = self.embedding_loss(
+                queries, items, positives=positives, ignored=ignored, **options
+            )
         if self.distillation is not None and "teacher_scores" in x:
-            loss = loss + self.distillation(vectors["query"], vectors["item"], x["teacher_scores"])
+            loss = loss + self.distillation(queries, items, x["teacher_scores"])
         return loss
 
     def with_dtype(self, dtype: str) -> TwoTower:
@@ -382,6 +378,40 @@ class TwoTower(keras.Model):
 def _require(x: Mapping[str, Any], key: str, needed: str) -> None:
     if key in x and needed not in x:
         raise ValueError(f"the batch has {key!r} without {needed!r}; it has {', '.join(sorted(x))}")
+
+
+def _relation(x: Mapping[str, Any], candidate_ids: Any, rows: Any, columns: Any) -> tuple[Any, Any]:
+    """What some queries of a batch and some candidates are to each other.
+
+    Args:
+        x: the whole batch.
+        candidate_ids: of all candidates, `[C]` or `[C, n]`; None where there are none.
+        rows: int `[R]`.
+        columns: int `[K]`.
+
+    Returns:
+        `positives`, bool or float grades, and `ignored`, bool, `[R, K]` each; None for none.
+    """
+    positives = ignored = None
+    if candidate_ids is not None:
+        of_rows = ops.take(candidate_ids, rows, axis=0)
+        of_columns = ops.take(candidate_ids, columns, axis=0)
+        own = ops.expand_dims(rows, 1) == ops.expand_dims(columns, 0)
+        ignored = same_item(of_rows, of_columns) & ~own
+        if "positive_ids" in x:
+            first_kind = of_columns if len(of_columns.shape) == 1 else of_columns[:, 0]
+            known = ops.take(x["positive_ids"], rows, axis=0)
+            # A second copy of an item is masked, not a second target.
+            positives = (known_positives(first_kind, known) & ~ignored) | own
+            if "positive_grades" in x:
+                grades = ops.take(x["positive_grades"], rows, axis=0)
+                grades = known_grades(first_kind, known, grades)
+                positives = ops.where(positives, ops.maximum(grades, 1.0), 0.0)
+    if "ignored" in x:
+        further = ops.take(ops.cast(x["ignored"], "bool"), rows, axis=0)
+        further = ops.take(further, columns, axis=1)
+        ignored = further if ignored is None else ignored | further
+    return positives, ignored
 
 
 def _join(x: Mapping[str, Any], kind: str) -> Any:

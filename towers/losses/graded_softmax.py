@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from towers.losses.in_batch_softmax import InBatchSoftmax, weighted_mean
+from towers.losses.in_batch_softmax import InBatchSoftmax
 
 Tensor = Any
 
@@ -72,9 +72,9 @@ def _cross_entropy(logits: Tensor, gain: Tensor, ignored: Tensor | None) -> Tens
 class GradedSoftmax(InBatchSoftmax):
     """`graded_softmax` as one number to minimise, with the call of `InBatchSoftmax`.
 
-    `positives` are taken for grades. In the mean, a query counts by the gains of its candidates, as
-    if each unit of gain were a pair of its own: where every query has one graded candidate, that is
-    the softmax of the pairs, weighed by gain.
+    `positives` `[B, C]` are taken for grades; without them all own items have 1. In the mean, a
+    query counts by the gains of its candidates, as if each unit of gain were a pair of its own:
+    where every query has one graded candidate, that is the softmax of the pairs, weighed by gain.
 
     When to use it:
         Where grades say more than relevant or not (2 = exact, 1 = partial), and good and middling
@@ -93,59 +93,28 @@ class GradedSoftmax(InBatchSoftmax):
     def __init__(self, *, symmetric: bool = False) -> None:
         super().__init__(symmetric=symmetric)
 
-    def __call__(
+    def row_losses(
         self,
         query: Tensor,
         candidates: Tensor,
-        *,
-        temperature: float | Tensor = 0.05,
+        own: Tensor,
         positives: Tensor | None = None,
         ignored: Tensor | None = None,
+        *,
+        temperature: float | Tensor = 0.05,
         candidate_log_probability: Tensor | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor:
-        """Mean of the queries' losses, a float32 scalar; without `positives` all own items have 1.
-
-        See `InBatchSoftmax` for shapes; `positives` `[B, C]` are grades.
-        """
-        n_queries = ops.shape(query)[0]
-        if positives is None:
-            positives = ops.eye(n_queries, ops.shape(candidates)[0])
-
-        def mean(losses: Tensor, grades: Tensor) -> Tensor:
-            weight = ops.sum(gains(grades), axis=1)
-            if sample_weight is not None:
-                weight = weight * ops.cast(sample_weight, "float32")
-            return weighted_mean(losses, weight)
-
-        forward = mean(
-            graded_softmax(
-                query,
-                candidates,
-                positives,
-                temperature=temperature,
-                ignored=ignored,
-                candidate_log_probability=candidate_log_probability,
-            ),
-            positives,
+    ) -> tuple[Tensor, Tensor]:
+        """See `InBatchSoftmax.row_losses`; a row counts by the gains of its candidates."""
+        grades = own if positives is None else positives
+        losses = graded_softmax(
+            query,
+            candidates,
+            grades,
+            temperature=temperature,
+            ignored=ignored,
+            candidate_log_probability=candidate_log_probability,
         )
-        if not self.symmetric:
-            return forward
-        block = (slice(None), slice(None, n_queries))
-        back_grades = ops.transpose(ops.convert_to_tensor(positives)[block])
-        if ignored is not None:
-            ignored = ops.transpose(ops.convert_to_tensor(ignored)[block])
-        backward = mean(
-            graded_softmax(
-                candidates[:n_queries],
-                query,
-                back_grades,
-                temperature=temperature,
-                ignored=ignored,
-            ),
-            back_grades,
-        )
-        return (forward + backward) / 2.0
+        return losses, ops.sum(gains(grades), axis=1)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -96,11 +97,12 @@ def _softmax_losses(logits: Tensor, weights: Tensor, negative: Tensor, margin: T
     return ops.sum(weights * terms, axis=1) / ops.where(total > 0.0, total, 1.0)
 
 
-def weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of `[B]` losses by weights `[B]`, all alike if None; 0 where all weights are 0."""
-    if weight is None:
+def weighted_mean(losses: Tensor, *weights: Tensor | None) -> Tensor:
+    """Mean of `[B]` losses by the product of weights `[B]`, None for 1; 0 where all are 0."""
+    given = [ops.cast(weight, "float32") for weight in weights if weight is not None]
+    if not given:
         return ops.mean(losses)
-    weight = ops.cast(weight, "float32")
+    weight = math.prod(given[1:], start=given[0])
     total = ops.sum(weight)
     return ops.sum(weight * losses) / ops.where(total > 0.0, total, 1.0)
 
@@ -190,10 +192,60 @@ class InBatchSoftmax:
         sample_weight: Tensor | None = None,
     ) -> Tensor:
         """Weighted mean of the queries' losses, a float32 scalar; 0 where all weights are 0."""
-        if positives is not None and not self.multi_positive:
-            others = ops.cast(positives, "float32") > 0.0
-            ignored = others if ignored is None else others | ops.cast(ignored, "bool")
-            positives = None
+        n_queries = ops.shape(query)[0]
+        masks = [
+            None if mask is None else ops.convert_to_tensor(mask) for mask in (positives, ignored)
+        ]
+        own = ops.eye(n_queries, ops.shape(candidates)[0], dtype="bool")
+        losses, weight = self.row_losses(
+            query,
+            candidates,
+            own,
+            *masks,
+            temperature=temperature,
+            candidate_log_probability=candidate_log_probability,
+        )
+        mean = weighted_mean(losses, weight, sample_weight)
+        if not self.symmetric:
+            return mean
+        blocks = [None if mask is None else ops.transpose(mask[:, :n_queries]) for mask in masks]
+        own = ops.eye(n_queries, dtype="bool")
+        losses, weight = self.row_losses(
+            candidates[:n_queries], query, own, *blocks, temperature=temperature
+        )
+        return (mean + weighted_mean(losses, weight, sample_weight)) / 2.0
+
+    def row_losses(
+        self,
+        query: Tensor,
+        candidates: Tensor,
+        own: Tensor,
+        positives: Tensor | None = None,
+        ignored: Tensor | None = None,
+        *,
+        temperature: float | Tensor = 0.05,
+        candidate_log_probability: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of some rows of a batch, in one direction, and how much each row counts.
+
+        Args:
+            query: `[R, d]`, the rows.
+            candidates: `[C, d]`, of the whole batch.
+            own: bool `[R, C]`, true for the own item of a row.
+            positives: `[R, C]`, as in `__call__`.
+            ignored: bool `[R, C]`.
+            temperature: float or scalar tensor.
+            candidate_log_probability: `[C]`.
+
+        Returns:
+            float32 `[R]` each. The loss of the batch is the mean by these weights (and those of the
+            samples), with `symmetric` the average of it and that of the items over the queries.
+        """
+        if positives is None or not self.multi_positive:
+            if positives is not None:
+                others = ops.cast(positives, "float32") > 0.0
+                ignored = others if ignored is None else others | ops.cast(ignored, "bool")
+            positives = own
         losses = in_batch_softmax(
             query,
             candidates,
@@ -201,10 +253,9 @@ class InBatchSoftmax:
             positives=positives,
             ignored=ignored,
             candidate_log_probability=candidate_log_probability,
-            symmetric=self.symmetric,
             margin=self.margin,
         )
-        return weighted_mean(losses, sample_weight)
+        return losses, ops.ones_like(losses)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -1,6 +1,6 @@
 """Masks over the in-batch candidates: which of them are not to be called negatives of a query.
 
-All return bool `[B, C]`, true where candidate `j` must not count as a negative of query `i`, and
+Masks are bool `[B, C]`, true where candidate `j` must not count as a negative of query `i`, and
 are joined with `|` into the `ignored` argument of `in_batch_softmax`. Rows `0..B-1` of the
 candidates are the queries' own positives, rows `B..C-1` extra negatives.
 
@@ -14,6 +14,24 @@ from typing import Any
 from keras import ops
 
 Tensor = Any
+
+
+def same_item(row_ids: Tensor, column_ids: Tensor) -> Tensor:
+    """Marks pairs of candidates that are the same item.
+
+    Args:
+        row_ids: int `[R]`, or `[R, n]` for `n` kinds of id: equal in any kind counts.
+        column_ids: int `[C]`, or `[C, n]`.
+
+    Returns:
+        bool `[R, C]`.
+    """
+    rows, columns = (
+        ops.reshape(ids, (ops.shape(ids)[0], -1))
+        for ids in (ops.convert_to_tensor(row_ids), ops.convert_to_tensor(column_ids))
+    )
+    own = ops.expand_dims(rows, 1)  # [R, 1, n]
+    return ops.any((own == ops.expand_dims(columns, 0)) & (own >= 0), axis=-1)
 
 
 def accidental_hits(candidate_ids: Tensor, n_queries: int | Tensor) -> Tensor:
@@ -31,11 +49,7 @@ def accidental_hits(candidate_ids: Tensor, n_queries: int | Tensor) -> Tensor:
         bool `[B, C]`, false on the diagonal.
     """
     ids = ops.convert_to_tensor(candidate_ids)
-    n_candidates = ops.shape(ids)[0]
-    ids = ops.reshape(ids, (n_candidates, -1))  # [C, n]
-    own = ops.expand_dims(ids[:n_queries], 1)  # [B, 1, n]
-    hits = ops.any((own == ops.expand_dims(ids, 0)) & (own >= 0), axis=-1)  # [B, C]
-    return hits & ~ops.eye(n_queries, n_candidates, dtype="bool")
+    return same_item(ids[:n_queries], ids) & ~ops.eye(n_queries, ops.shape(ids)[0], dtype="bool")
 
 
 def known_positives(candidate_ids: Tensor, positive_ids: Tensor) -> Tensor:
