@@ -11,7 +11,7 @@ a caller may change them on the way (low-rank updates), keep a copy of them in a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -188,19 +188,56 @@ def sequence_output(
     Returns:
         float32 ``[N, T, hidden]``.
     """
-    rows, width = ops.shape(token_ids)[0], ops.shape(token_ids)[1]
-    hidden = weights.tokens.shape[-1]
-    dtype = keras.backend.standardize_dtype(weights.layers[0].output.kernel.dtype)
+    x = embedded(weights, token_ids, dropout=dropout, perturbation=perturbation)
+    return through_layers(weights.layers, x, padding_mask, num_heads=num_heads, dropout=dropout)
 
+
+def embedded(
+    weights: BertWeights,
+    token_ids: Any,
+    *,
+    dropout: Callable[[Any], Any] = lambda x: x,
+    perturbation: Any = None,
+) -> Any:
+    """What the lowest layer reads, float32 ``[N, T, hidden]``; see `sequence_output`."""
+    width = ops.shape(token_ids)[1]
     x = ops.take(weights.tokens, token_ids, axis=0) + weights.positions[:width]
-    x = _normalise(ops.reshape(x, (-1, hidden)), weights.norm)  # [N * T, hidden]
+    x = _normalise(x, weights.norm)
     if perturbation is not None:
-        x = x + ops.reshape(perturbation, (-1, hidden))
-    x = dropout(x)
+        x = x + perturbation
+    return dropout(x)
+
+
+def through_layers(
+    layers: Sequence[LayerWeights],
+    states: Any,
+    padding_mask: Any,
+    *,
+    num_heads: int,
+    dropout: Callable[[Any], Any] = lambda x: x,
+) -> Any:
+    """What some layers, one upon the other, make of token vectors.
+
+    Args:
+        layers: lowest first; none changes nothing.
+        states: float32 ``[N, T, hidden]``, what the lowest of them reads.
+        padding_mask: int or bool ``[N, T]``, 1 for tokens.
+        num_heads: attention heads.
+        dropout: applied where BERT drops out.
+
+    Returns:
+        float32 ``[N, T, hidden]``.
+    """
+    if not layers:
+        return states
+    rows, width = ops.shape(padding_mask)[0], ops.shape(padding_mask)[1]
+    hidden = states.shape[-1]
+    dtype = keras.backend.standardize_dtype(layers[0].output.kernel.dtype)
     padding = (1.0 - ops.cast(padding_mask, dtype)) * _MASKED
     padding = ops.reshape(padding, (rows, 1, 1, width))
+    x = ops.reshape(states, (-1, hidden))  # [N * T, hidden]
 
-    for layer in weights.layers:
+    for layer in layers:
         heads = ops.reshape(
             _linear(x, layer.attention_input), (rows, width, 3, num_heads, hidden // num_heads)
         )

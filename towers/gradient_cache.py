@@ -53,7 +53,7 @@ def encode_in_chunks(
 
     Args:
         tower: the encoder.
-        inputs: ``token_ids`` and ``padding_mask``, int ``[N, T]``, N at least 1.
+        inputs: ``token_ids`` (or ``states``) and ``padding_mask``, see `TextEncoder`; N at least 1.
         chunks: number of parts that the rows are cut into; the last ones may be smaller.
         training: apply dropout.
         perturbation: see `TextEncoder.embed`.
@@ -62,7 +62,7 @@ def encode_in_chunks(
         float32 ``[N, embedding_dim]``.
     """
     weights = tower.read_weights(tower.compute_dtype, merge=not training)
-    n_rows = ops.shape(inputs["token_ids"])[0]
+    n_rows = ops.shape(inputs["padding_mask"])[0]
     size = -(-n_rows // chunks)
     # The last row stands in for what is missing in the last chunks; it is cut off in the end.
     rows = ops.minimum(ops.arange(chunks * size), n_rows - 1)
@@ -72,7 +72,7 @@ def encode_in_chunks(
         tensor = ops.convert_to_tensor(tensor)
         return ops.reshape(ops.take(tensor, rows, axis=0), (chunks, size, *ops.shape(tensor)[1:]))
 
-    parts = {name: cut(inputs[name]) for name in ("token_ids", "padding_mask")}
+    parts = {name: cut(tensor) for name, tensor in inputs.items()}
     if perturbation is not None:
         parts["perturbation"] = cut(perturbation)
     if training and tower.backbone.dropout:

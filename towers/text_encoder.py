@@ -10,7 +10,15 @@ import numpy as np
 from keras import ops
 
 from towers.adaptation import Adaptation
-from towers.bert import BertWeights, bert_weights, compute_in, merged, sequence_output
+from towers.bert import (
+    BertWeights,
+    bert_weights,
+    compute_in,
+    embedded,
+    merged,
+    sequence_output,
+    through_layers,
+)
 from towers.checkpoint import DEFAULT_PRESET, load_backbone
 from towers.pooling import Pooling, pool
 
@@ -33,10 +41,12 @@ class Architecture(NamedTuple):
     Attributes:
         num_heads: attention heads.
         pooling: see `Pooling`.
+        frozen: how many of the lowest layers nothing trains.
     """
 
     num_heads: int
     pooling: str
+    frozen: int = 0
 
     def embed(
         self,
@@ -47,15 +57,25 @@ class Architecture(NamedTuple):
         perturbation: Any = None,
     ) -> Any:
         """Encodes token ids; see `TextEncoder.embed`."""
-        tokens = sequence_output(
-            weights.bert,
-            inputs["token_ids"],
-            inputs["padding_mask"],
-            num_heads=self.num_heads,
-            dropout=dropout,
-            perturbation=perturbation,
-        )  # [N, T, hidden]
-        pooled = pool(tokens, inputs["padding_mask"], self.pooling)  # [N, hidden]
+        mask = inputs["padding_mask"]
+        if "states" in inputs:
+            tokens = through_layers(
+                weights.bert.layers[self.frozen :],
+                inputs["states"],
+                mask,
+                num_heads=self.num_heads,
+                dropout=dropout,
+            )  # [N, T, hidden]
+        else:
+            tokens = sequence_output(
+                weights.bert,
+                inputs["token_ids"],
+                mask,
+                num_heads=self.num_heads,
+                dropout=dropout,
+                perturbation=perturbation,
+            )
+        pooled = pool(tokens, mask, self.pooling)  # [N, hidden]
         for kernel in weights.projections:
             pooled = ops.matmul(pooled, kernel)  # [N, embedding_dim]
         return ops.normalize(pooled, axis=-1, order=2, epsilon=1e-12)
@@ -68,6 +88,10 @@ class TextEncoder(keras.Model):
     Input is a dict of ``token_ids`` and ``padding_mask``, int ``[N, T]`` (see
     `towers.Tokenizer`); output is float32 ``[N, embedding_dim]`` with rows of length one, whatever
     the compute dtype. Strings stay outside, so the encoder runs on every Keras backend and device.
+
+    Where nothing trains the lowest layers (`frozen_layers`), the dict may have their output,
+    ``states``, float32 ``[N, T, hidden]``, in place of ``token_ids``: they are made once
+    (`frozen_states`), and a step of training costs what the layers above cost.
 
     Reference: Reimers & Gurevych 2019, "Sentence-BERT".
 
@@ -185,9 +209,31 @@ class TextEncoder(keras.Model):
         )
 
     @property
+    def frozen_layers(self) -> int:
+        """How many of the lowest layers nothing trains, the embeddings below them neither."""
+        return 0 if self.adaptation is None else self.adaptation.frozen_layers(self.backbone)
+
+    def frozen_states(self, inputs: Mapping[str, Any]) -> Any:
+        """What the lowest layers that nothing trains make of token ids, without dropout.
+
+        Args:
+            inputs: ``token_ids`` and ``padding_mask``, int ``[N, T]``.
+
+        Returns:
+            float32 ``[N, T, hidden]``, for ``states``.
+        """
+        weights = self.read_weights(self.compute_dtype).bert
+        return through_layers(
+            weights.layers[: self.frozen_layers],
+            embedded(weights, inputs["token_ids"]),
+            inputs["padding_mask"],
+            num_heads=int(self.backbone.num_heads),
+        )
+
+    @property
     def architecture(self) -> Architecture:
         """What `embed` knows of the encoder beside its weights."""
-        return Architecture(int(self.backbone.num_heads), self.pooling.mode)
+        return Architecture(int(self.backbone.num_heads), self.pooling.mode, self.frozen_layers)
 
     @property
     def seed_generator(self) -> keras.random.SeedGenerator:
@@ -197,7 +243,7 @@ class TextEncoder(keras.Model):
 
     def compute_output_spec(self, inputs: dict[str, Any], training: bool | None = None) -> Any:
         """Shape and dtype of the output, for symbolic calls."""
-        batch = inputs["token_ids"].shape[0]
+        batch = inputs["padding_mask"].shape[0]
         return keras.KerasTensor((batch, self.embedding_dim), dtype="float32")
 
     def with_dtype(self, dtype: str) -> TextEncoder:

@@ -57,8 +57,9 @@ class TwoTower(keras.Model):
     | `ignored`                  | bool `[B, C]`      | further items that are no negatives      |
     | `teacher_scores`           | float `[B, C]`     | a teacher's scores, to be distilled      |
 
-    `C` is `B + M + K`. All but the first two are optional; `positive_ids` need `item_ids`, and with
-    `negatives` or `cached`, ids and probabilities are given for all kinds of item or for none.
+    `C` is `B + M + K`. Texts are as `TextEncoder` takes them: `states` may stand for `token_ids`.
+    All but the first two are optional; `positive_ids` need `item_ids`, and with `negatives` or
+    `cached`, ids and probabilities are given for all kinds of item or for none.
     `cached` vectors are taken as they are: no gradient flows into them, and thousands cost little
     (memory banks: Wu et al. 2018, https://arxiv.org/abs/1805.01978). `item_ids` keep an item that
     stands in the batch twice, or twice with the same text, from being its own negative;

@@ -16,6 +16,7 @@ from towers.retriever import Retriever
 from training.augmentation import Augmentation
 from training.batch_attributes import BatchAttributes
 from training.epoch_dataset import epoch_dataset
+from training.frozen_states import frozen_states
 from training.negatives import CatalogNegatives, text_ids
 from training.pair_vectors import PairVectors
 from training.pairs import Pairs
@@ -131,7 +132,9 @@ def _separate_queries(query: np.ndarray, batch: np.ndarray, order: np.ndarray) -
 class PairBatches:
     """The positive pairs of a training run as `tf.data` batches for `towers.TwoTower`.
 
-    Tokenisation happens once, here. Every epoch has its own order, which depends on the seed and
+    Tokenisation happens once, here, and so does what lies below the layers that are trained
+    (`TextEncoder.frozen_layers`), where neither changed queries nor `TwoTower.fgm` come between;
+    there is no dropout there. Every epoch has its own order, which depends on the seed and
     the epoch's number alone: a run that is taken up again at epoch 3 sees what it would have seen.
     Set `epoch` before an epoch begins (`EpochOrder` does it in `fit`).
 
@@ -176,6 +179,16 @@ class PairBatches:
             [text_of(self.item_texts[row]) for row in rows.tolist()],
             text.item_max_length,
         )
+        model, pad_id = self.retriever.model, tokenizer.pad_id
+        self._query_states = self._item_states = None
+        if not model.fgm:  # which moves the embeddings of tokens
+            if self.augmentation is None:
+                self._query_states = frozen_states(
+                    model.query_tower, self._query_tokens, text.query_max_length, pad_id
+                )
+            states = frozen_states(model.item_tower, sequences, text.item_max_length, pad_id)
+            if states is not None:
+                self._item_states = dict(zip(rows.tolist(), states, strict=True))
         self._attributes = BatchAttributes(self.retriever, self.item_texts)
         self._item_tokens = dict(zip(rows.tolist(), sequences, strict=True))
         self._length = np.array(
@@ -223,10 +236,15 @@ class PairBatches:
             "token_ids": tf.TensorSpec([None, None], tf.int32),
             "padding_mask": tf.TensorSpec([None, None], tf.int32),
         }
+        width = int(self.retriever.model.item_tower.backbone.hidden_dim)
+        states = {
+            "states": tf.TensorSpec([None, None, width], tf.float32),
+            "padding_mask": tokens["padding_mask"],
+        }
         ids = tf.TensorSpec([None], tf.int32)
         x = {
-            "query": tokens,
-            "item": tokens,
+            "query": tokens if self._query_states is None else states,
+            "item": tokens if self._item_states is None else states,
             "item_ids": ids,
             "positive_ids": tf.TensorSpec([None, None], tf.int32),
         }
@@ -252,11 +270,17 @@ class PairBatches:
         rng = np.random.default_rng([self.seed, self.epoch, 1])
         for pairs in self.plan(self.epoch):
             queries, items = self.pairs.query_row[pairs], self.pairs.item_row[pairs]
+            query = self._pad(self._queries(queries.tolist(), rng), text.query_max_length)
+            item = self._pad(
+                [self._item_tokens[item] for item in items.tolist()], text.item_max_length
+            )
+            if self._query_states is not None:
+                query = _with_states(query, [self._query_states[row] for row in queries.tolist()])
+            if self._item_states is not None:
+                item = _with_states(item, [self._item_states[row] for row in items.tolist()])
             x = {
-                "query": self._pad(self._queries(queries.tolist(), rng), text.query_max_length),
-                "item": self._pad(
-                    [self._item_tokens[item] for item in items.tolist()], text.item_max_length
-                ),
+                "query": query,
+                "item": item,
                 "item_ids": self._text_id[items],
                 "positive_ids": self._positive_ids[queries],
             }
@@ -310,3 +334,14 @@ class PairBatches:
 
     def _pad(self, sequences: Sequence[np.ndarray], max_length: int) -> dict[str, np.ndarray]:
         return padded(sequences, max_length, self.retriever.tokenizer.pad_id)
+
+
+def _with_states(
+    tokens: dict[str, np.ndarray], states: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """A padded batch with states ``[T, hidden]`` of its texts in place of their token ids."""
+    mask = tokens["padding_mask"]
+    filled = np.zeros((*mask.shape, states[0].shape[1]), np.float32)
+    for row, one in enumerate(states):
+        filled[row, : len(one)] = one
+    return {"states": filled, "padding_mask": mask}

@@ -103,7 +103,8 @@ class FitConfig(_Section):
     """The adaptation.
 
     Attributes:
-        epochs: passes over the pairs, at most.
+        epochs: passes over the pairs, at most; None is 5, and fewer the more pairs there are where
+            all weights are trained.
         min_steps: steps of an epoch to come near to with few pairs, which then come in smaller
             batches, and up to four times; docs/auto.md has why that is no default.
         batch_size: pairs a batch; the other items of a batch are a query's negatives.
@@ -155,7 +156,7 @@ class FitConfig(_Section):
         augment: changes of the queries; for all methods but ``linear``.
     """
 
-    epochs: int = Field(5, ge=1)
+    epochs: int | None = Field(None, ge=1)
     min_steps: int = Field(1, ge=1)
     batch_size: int = Field(32, ge=2)
     learning_rate: float | None = Field(None, gt=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,13 @@ from training.held_out import CandidatePool
 from training.interactions import Interactions
 from training.lexical_weight import LexicalScorer
 from training.loop import train_epochs
-from training.methods import LEARNING_RATES, finished, trainable_copy
+from training.methods import EPOCHS, LEARNING_RATES, finished, trainable_copy
 from training.pseudo_queries import make_pseudo_queries
 from training.teacher import make_teacher
 
 # Rows of a batch that are pseudo-queries: these at least, and what labelled pairs leave empty.
 _PSEUDO_ROWS = 16
+_PAIRS = 128  # labelled ones, that the learning rate is for
 # An epoch is a pass over the pairs, but no less than this many steps.
 _MIN_STEPS = 16
 # Items that are scored beside those of the pairs and pseudo-queries.
@@ -268,9 +270,12 @@ def distil(
     Raises:
         InputError: no query can be made from the titles, or training diverged.
     """
-    config = config.model_copy(
-        update={"learning_rate": config.learning_rate or LEARNING_RATES["distilled"]}
-    )
+    rate = config.learning_rate
+    if rate is None:  # many labelled pairs change the towers more
+        labelled = 0 if pairs is None else len(pairs)
+        rate = LEARNING_RATES["distilled"] * math.sqrt(_PAIRS / max(_PAIRS, labelled))
+    update = {"learning_rate": rate, "epochs": config.epochs or EPOCHS}
+    config = config.model_copy(update=update)
     keras.utils.set_random_seed(seed)
     batches = DistillationBatches(
         retriever,

@@ -26,7 +26,7 @@ from training.interactions import Interactions
 from training.lexical_weight import LexicalScorer, choose_lexical_weight
 from training.linear import fit_linear
 from training.loop import train_epochs
-from training.methods import finished, require_suitable, trainable_copy, with_learning_rate
+from training.methods import finished, require_suitable, trainable_copy, with_schedule
 from training.negatives import CatalogNegatives, judged_below, text_ids
 from training.pair_vectors import PairVectors, encode_pairs
 from training.shots import split_by_query
@@ -126,7 +126,7 @@ def adapt(
         return _adapt_linearly(
             retriever, pairs, item_texts, config, judgements or pairs, seed, progress
         )
-    config = with_learning_rate(config, method, len(pairs.item_row))
+    given, config = config, with_schedule(config, method, len(pairs.item_row))
     keras.utils.set_random_seed(seed)
     first: Method = "full" if method == "distilled" else method
     model = trainable_copy(retriever.model, first, config)
@@ -173,7 +173,7 @@ def adapt(
             adapted,
             train,
             item_texts,
-            config,
+            given,
             titles=item_texts if titles is None else titles,
             lexical=lexical,
             lexical_weight=weight,

@@ -114,6 +114,7 @@ def train_epochs(
     if negatives is not None and config.remine:
         items = config.towers == "both"
         own.append(Remine(negatives, checkpoints, config.remine, items=items))
+    assert config.epochs is not None
     steps = config.epochs * len(batches.plan(0))
     model.compile(optimizer=adamw(config, steps, model))
     done = checkpoints.resume()

@@ -42,20 +42,23 @@ LEARNING_RATES: dict[Method, float] = {
     "prefix": 3e-2,
 }
 # Training of all weights goes too far with more pairs than this at the rate above; docs/methods.md.
-_PAIRS_OF_FULL_RATE = 128
+_PAIRS_OF_ALL_PASSES = 128
+EPOCHS = 5
+"""Passes over the pairs where they are few."""
 
 
-def with_learning_rate(config: FitConfig, method: Method, pair_count: int) -> FitConfig:
-    """The configuration with the method's own learning rate where it has none.
+def with_schedule(config: FitConfig, method: Method, pair_count: int) -> FitConfig:
+    """The configuration with the method's own learning rate and passes where it has none.
 
-    Where all weights are trained it falls with the square root of the number of pairs from 128 on.
+    Where all weights are trained, passes fall with the square root of the number of pairs from 128
+    on, down to one. What few steps teach is worth most, and repeating many pairs wears the towers
+    down: docs/auto.md.
     """
-    if config.learning_rate is not None:
-        return config
-    rate = LEARNING_RATES[method]
+    passes = EPOCHS
     if method in ("full", "distilled"):
-        rate *= math.sqrt(min(1.0, _PAIRS_OF_FULL_RATE / pair_count))
-    return config.model_copy(update={"learning_rate": rate})
+        passes = max(1, round(EPOCHS * math.sqrt(min(1.0, _PAIRS_OF_ALL_PASSES / pair_count))))
+    rate = LEARNING_RATES[method] if config.learning_rate is None else config.learning_rate
+    return config.model_copy(update={"learning_rate": rate, "epochs": config.epochs or passes})
 
 
 def make_adaptation(method: Method, config: FitConfig) -> Adaptation | None:

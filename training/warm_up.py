@@ -15,7 +15,7 @@ from training.checkpoints import Checkpoints
 from training.config import FitConfig
 from training.held_out import CandidatePool
 from training.loop import train_epochs
-from training.methods import finished, trainable_copy
+from training.methods import EPOCHS, finished, trainable_copy
 
 LEARNING_RATE = 2e-5
 """Peak rate: the towers know the language already, and these pairs say less than real ones."""
@@ -58,7 +58,8 @@ def warm_up(
         InputError: the catalogue has too few words to learn from, or training diverged.
     """
     plain = {"loss": "softmax", "anchor": 0.0, "fgm": 0.0, "r_drop": 0.0, "accumulate": 1}
-    config = config.model_copy(update={**plain, "learning_rate": learning_rate})
+    own = {"learning_rate": learning_rate, "epochs": config.epochs or EPOCHS}
+    config = config.model_copy(update={**plain, **own})
     keras.utils.set_random_seed(seed)
     pairs = make_catalog_pairs(
         item_texts if titles is None else titles, item_texts, config.pseudo_queries, seed=seed

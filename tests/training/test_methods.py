@@ -21,7 +21,7 @@ from training.config import FitConfig, Method
 from training.fit import FitResult, adapt
 from training.held_out import CandidatePool
 from training.interactions import Interactions
-from training.methods import LEARNING_RATES, trainable_copy, with_learning_rate
+from training.methods import LEARNING_RATES, trainable_copy, with_schedule
 from training.optimizer import adamw, layer_factors
 
 Make = Callable[..., Retriever]
@@ -64,18 +64,19 @@ def test_the_command_line_knows_all_methods() -> None:
     assert sorted(LEARNING_RATES) == sorted(set(METHODS) - {"auto", "linear", "zero-shot"})
 
 
-def test_the_learning_rate_is_the_methods_own_unless_given() -> None:
+def test_rate_and_passes_are_the_methods_own_unless_given() -> None:
     for pair_count in (8, 5000):
-        config = with_learning_rate(FitConfig(), "lora", pair_count)
-        assert config.learning_rate == LEARNING_RATES["lora"]
-        given = FitConfig(learning_rate=0.5)
-        assert with_learning_rate(given, "full", pair_count) is given
+        config = with_schedule(FitConfig(), "lora", pair_count)
+        assert (config.learning_rate, config.epochs) == (LEARNING_RATES["lora"], 5)
+        given = FitConfig(learning_rate=0.5, epochs=7)
+        assert with_schedule(given, "full", pair_count) == given
 
 
 @pytest.mark.parametrize("method", ["full", "distilled"])
-def test_all_weights_learn_more_slowly_from_many_pairs(method: Method) -> None:
-    rates = [with_learning_rate(FitConfig(), method, n).learning_rate for n in (8, 128, 512, 2048)]
-    assert rates == pytest.approx([1e-4, 1e-4, 5e-5, 2.5e-5])
+def test_all_weights_pass_over_many_pairs_less_often(method: Method) -> None:
+    configs = [with_schedule(FitConfig(), method, n) for n in (8, 128, 256, 512, 2000, 100_000)]
+    assert {config.learning_rate for config in configs} == {1e-4}
+    assert [config.epochs for config in configs] == [5, 5, 4, 2, 1, 1]
 
 
 @pytest.mark.parametrize("method", GRADIENT_METHODS)

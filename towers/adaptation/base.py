@@ -41,6 +41,13 @@ class Adaptation(keras.layers.Layer):
         """The weights of the backbone that are trained; none unless overridden."""
         return ()
 
+    def frozen_layers(self, backbone: keras.Model) -> int:
+        """How many of the lowest layers stay as they are, and the embeddings with them.
+
+        0 unless overridden; what the others make can be kept from one step to the next.
+        """
+        return 0
+
     def make_weights(self, backbone: keras.Model) -> None:
         """Makes the own weights; there are none unless overridden."""
 

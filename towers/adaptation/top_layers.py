@@ -36,6 +36,10 @@ class TopLayers(Adaptation):
         for layer in backbone.transformer_layers[-self.layers :]:
             yield from layer.weights
 
+    def frozen_layers(self, backbone: keras.Model) -> int:
+        """The layers below."""
+        return len(backbone.transformer_layers) - self.layers
+
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "layers": self.layers}

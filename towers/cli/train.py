@@ -68,7 +68,7 @@ METHODS = [
 @click.option("--numeric", multiple=True, help="Column of numbers to fuse into item vectors.")
 @click.option("--categorical", multiple=True, help="Column of categories to fuse, likewise.")
 @click.option("--image", is_flag=True, default=None, help="Fuse the column image_embedding.")
-@click.option("--epochs", type=int, help="Passes over the pairs, at most.")
+@click.option("--epochs", type=int, help="Passes over the pairs, at most; the method's if absent.")
 @click.option("--batch-size", type=int, help="Pairs a batch.")
 @click.option("--learning-rate", type=float, help="Peak learning rate.")
 @click.option(

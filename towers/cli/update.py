@@ -60,7 +60,7 @@ METHODS = ["full", "lora", "adalora", "bitfit", "top"]
 @click.option("--method", type=click.Choice(METHODS), help="How to adapt; docs/methods.md.")
 @lexical_option("auto: chosen again. As the run was trained if absent.")
 @click.option("--min-grade", type=int, help="Lowest grade of a positive pair.")
-@click.option("--epochs", type=int, help="Passes over the pairs, at most.")
+@click.option("--epochs", type=int, help="Passes over the pairs, at most; the method's if absent.")
 @click.option("--batch-size", type=int, help="Pairs a batch.")
 @click.option("--learning-rate", type=float, help="Peak learning rate.")
 @click.option("--seed", type=int, help="Decides draw, split, order and dropout.")
