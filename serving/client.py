@@ -401,4 +401,8 @@ def _padded(rows: Sequence[Sequence[str]]) -> list[list[str]]:
 def as_list(values: Sequence[str]) -> list[str]:
     if isinstance(values, str):
         raise TypeError(f"expected a list of strings, got one string; pass [{values!r}]")
-    return list(values)
+    values = list(values)
+    for place, value in enumerate(values):
+        if not isinstance(value, str | bytes):
+            raise TypeError(f"expected strings, got {value!r} at place {place}")
+    return values

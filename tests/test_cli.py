@@ -162,6 +162,12 @@ def test_train_and_evaluate_print_one_json_object(
     assert len(lines) == 8 * 3
     assert len(list(tmp_path.glob("*.queries.tsv"))) == 1
 
+    # All six shots are among the queries that are asked.
+    assert result["trained_queries"] == len(
+        {line.split(",")[0] for line in (output / "shots.csv").read_text().splitlines()[1:]}
+    )
+    assert f"the run was trained on {result['trained_queries']} of these 8 queries" in judged.err
+
     # Item vectors are kept: the second time gives the same, from the file.
     (vectors,) = (output / "item_vectors").glob("*")
     written = vectors.stat().st_mtime_ns
@@ -325,7 +331,7 @@ BAD_INPUT = {
     "price is NaN": (["--catalog", "{tmp}/nan.csv"], "line 2: column 'price' is 'NaN'"),
     "empty query": (["--interactions", "{tmp}/silent.csv"], "line 3: column 'query' is empty"),
     "unknown item and --strict": (["--interactions", "{tmp}/half.csv", "--strict"], "in line 3"),
-    "no positives": (["--interactions", "{tmp}/negatives.csv"], "no positive pair to learn from"),
+    "no positives": (["--interactions", "{tmp}/negatives.csv"], "no positive pair"),
     "no known item": (["--interactions", "{tmp}/strange.csv"], "zz9"),
     "too many shots": (["--shots", "500"], "cannot draw 500 shots"),
     "no shots": (["--shots", "0"], "shots: Input should be greater than or equal to 1"),

@@ -149,10 +149,13 @@ class Retriever:
             texts: the queries, without the prefix.
             dtype: compute dtype; see `towers.encoding.BatchEncoder`.
             progress: told about the progress.
+
+        Raises:
+            InputError: `texts` is one string, or holds something that is none.
         """
         prefix = self.text.query_prefix
         return self._encoder(self.model.query_tower, dtype).encode(
-            [prefix + text for text in texts],
+            [prefix + text for text in _texts(texts)],
             max_length=self.text.query_max_length,
             progress=progress,
         )
@@ -173,7 +176,7 @@ class Retriever:
         """As `encode_queries`, of longer texts: reviews of `review_max_length` tokens."""
         prefix = self.text.query_prefix
         return self._encoder(self.model.query_tower, dtype).encode(
-            [prefix + text for text in texts],
+            [prefix + text for text in _texts(texts)],
             max_length=self.review_max_length,
             progress=progress,
         )
@@ -194,8 +197,10 @@ class Retriever:
             progress: told about the progress.
 
         Raises:
-            InputError: a vector behind a text is of another length than the fusion takes.
+            InputError: `texts` is one string, or holds something that is none; a vector behind a
+                text is of another length than the fusion takes.
         """
+        texts = _texts(texts)
         features = self.read_attributes(texts)
         vectors = self._encode_item_texts([text_of(text) for text in texts], dtype, progress)
         if features is not None:
@@ -348,3 +353,14 @@ class Retriever:
         vocabulary = read_vocabulary(path / _TOKENIZER_FOLDER)
         assert vocabulary is not None  # its file has just been seen
         return cls(model, Tokenizer.from_vocabulary(vocabulary), text)
+
+
+def _texts(texts: Sequence[str]) -> list[str]:
+    """The texts as a list; one string is a sequence too, of letters, and never what was meant."""
+    if isinstance(texts, str | bytes):
+        raise InputError(f"expected a list of texts, got one string; pass [{texts!r}]")
+    texts = list(texts)
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"text {place} is {text!r}, expected a string")
+    return texts

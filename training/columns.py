@@ -26,7 +26,11 @@ _FLOAT32_TINY = float(np.finfo(np.float32).smallest_subnormal)
 
 # What is expected, the test on float64 values, the resulting type.
 _NUMBERS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray], pa.DataType]] = {
-    "price": ("a number, 0 or more", lambda x: x >= 0, pa.float64()),
+    "price": (
+        "a number, 0 or more, such as 1234.5 (to keep it as text, rename the column)",
+        lambda x: x >= 0,
+        pa.float64(),
+    ),
     "weight": (
         "a number above 0",
         lambda x: (x >= _FLOAT32_TINY) & (x <= _FLOAT32_MAX),
@@ -179,6 +183,8 @@ def _text(column: pa.ChunkedArray, kind: Kind) -> pa.DictionaryArray:
         # No reason to refuse a catalogue for an attribute nobody may name.
         column = pa.chunked_array([pa.array([json_text(v.as_py()) for v in column], RAW_TEXT)])
     elif not _is_text(type_):
+        if pa.types.is_floating(type_):
+            column = pc.if_else(pc.is_nan(column), pa.scalar(None, type_), column)
         column = column.cast(RAW_TEXT)
     encoded = _encode(column)
     if kind == "text":
@@ -192,10 +198,12 @@ def _text(column: pa.ChunkedArray, kind: Kind) -> pa.DictionaryArray:
 
 
 def json_text(value: Any) -> str | None:
-    """A value of JSON as text: lists of texts and numbers joined by commas, other nests as JSON."""
-    if value is None or type(value) is str:
+    """A value of JSON as text: lists joined by commas, objects as JSON, None for null and NaN."""
+    if type(value) is str:
         return value
-    if isinstance(value, list) and not any(isinstance(one, list | dict) for one in value):
+    if value is None or value != value:  # NaN, as pandas writes a missing value
+        return None
+    if isinstance(value, list) and not any(isinstance(one, dict) for one in value):
         texts = (json_text(one) for one in value)
         return ", ".join(text.strip() for text in texts if text and not text.isspace())
     return str(value) if type(value) is int else _TO_JSON(value)

@@ -181,14 +181,42 @@ class Interactions:
         return self.select_rows(chosen[self.query_row])
 
     def of_queries(self, texts: Iterable[str]) -> Interactions:
-        """Returns the rows of the given queries, as far as they are known; there may be none."""
-        wanted = set(texts)
-        return self.select_queries(np.array([query in wanted for query in self.queries], bool))
+        """Returns the rows of the given queries, in any spelling; there may be none."""
+        return self.select_queries(self._are_among(texts))
 
     def without_queries(self, texts: Iterable[str]) -> Interactions:
         """Returns the rows of all queries but the given ones; there may be none."""
-        gone = set(texts)
-        return self.select_queries(np.array([query not in gone for query in self.queries], bool))
+        return self.select_queries(~self._are_among(texts))
+
+    def _are_among(self, texts: Iterable[str]) -> np.ndarray:
+        wanted = set(map(spelling_key, texts))
+        return np.array([spelling_key(query) in wanted for query in self.queries], bool)
+
+    def with_one_spelling(self) -> Interactions:
+        """Returns the judgements with queries that differ in case or white space made one.
+
+        Towers and words cannot tell "Coffee  Press" from "coffee press". As two queries they would
+        be each other's negatives, and one held out of training would be known from the other. The
+        spelling with most rows stays, of equally many the first by the alphabet.
+        """
+        group: dict[str, int] = {}
+        groups = [group.setdefault(spelling_key(query), len(group)) for query in self.queries]
+        if len(group) == len(self.queries):
+            return self
+        rows = np.bincount(self.query_row, minlength=len(self.queries)).tolist()
+        spelling: dict[int, tuple[int, str]] = {}
+        for number, count, query in zip(groups, rows, self.queries, strict=True):
+            spelling[number] = min(spelling.get(number, (0, query)), (-count, query))
+        query_row = np.array(groups, np.int32)[self.query_row]
+        every = np.arange(len(self))
+        best = _best_rows(query_row, self.item_row, self.grade, self.weight, every)
+        one = replace(
+            self,
+            queries=[spelling[number][1] for number in range(len(group))],
+            query_row=query_row,
+            repeated_rows=self.repeated_rows + len(self) - len(best),
+        )
+        return one.select_rows(best)
 
     def without_pairs(self, other: Interactions) -> Interactions:
         """Returns the rows whose query and item are not a pair of `other` too.
@@ -235,7 +263,7 @@ class Interactions:
         if not (self.grade >= min_grade).any():
             highest = f"the highest grade is {self.grade.max()}" if len(self) else "it has no rows"
             raise InputError(
-                f"{self.path}: no positive pair to learn from: a grade of {min_grade} or more is"
+                f"{self.path}: no positive pair: a grade of {min_grade} or more is"
                 f" needed, {highest}"
             )
 
@@ -248,6 +276,11 @@ class Interactions:
         ):
             qrels[self.queries[query]][item_ids[item]] = grade
         return qrels
+
+
+def spelling_key(query: str) -> str:
+    """What all spellings of a query have in common that differ in case or white space."""
+    return " ".join(query.casefold().split())
 
 
 def count_unknown(item: pa.DictionaryArray, known: np.ndarray, group: np.ndarray) -> UnknownItems:

@@ -184,9 +184,12 @@ def _hint(missing: str, names: Sequence[str], known: Mapping[str, Kind]) -> str:
     hint = f"the columns are {shown}"
     if len(names) == 1 and (other := re.search(r"[;|\t,]", names[0])):
         return f"{hint}: is {other[0]!r} the delimiter? .csv files need ',', .tsv files a tab"
-    others = [name for name in names if name not in known]
-    by_letters = {re.sub(r"[\W_]", "", name).lower(): name for name in others}
-    near = difflib.get_close_matches(re.sub(r"_", "", missing), by_letters, n=3, cutoff=0.5)
+    plain = {name: re.sub(r"[\W_]", "", name).lower() for name in (*known, *names)}
+    # What is another column by all but its case ("Title") is not to become this one.
+    taken = {plain[name] for name in known} - {plain[missing]}
+    by_letters = {plain[name]: name for name in names if plain[name] not in taken}
+    near = [plain[missing]] if plain[missing] in by_letters else []
+    near = near or difflib.get_close_matches(plain[missing], by_letters, n=3, cutoff=0.5)
     if near:
         hint += f". Did you mean {' or '.join(repr(by_letters[name]) for name in near)}?"
         hint += f" Rename it to {missing!r}"
@@ -410,7 +413,7 @@ def json_column(values: list[Any], kind: Kind) -> pa.Array:
                 [ids if ids is None else _json_ids(ids) for ids in values],
                 pa.large_list(RAW_TEXT),
             )
-        as_text = _json_id if kind == "id" else json_text
+        as_text = {"id": _json_id, "text": json_text}.get(kind, _json_number)
         return pa.array(
             [value if type(value) is str else as_text(value) for value in values],
             RAW_TEXT,
@@ -428,6 +431,10 @@ def json_column(values: list[Any], kind: Kind) -> pa.Array:
             "id": "a string or an integer",
         }
         raise BadCell(0, values[0], expected.get(kind, "text that UTF-8 can hold")) from None
+
+
+def _json_number(value: Any) -> str | None:
+    return json.dumps(value) if type(value) is float else json_text(value)
 
 
 def _json_id(value: Any) -> str | None:

@@ -92,6 +92,7 @@ def train(
             positions or layers than asked for, the folder is taken, or training diverged.
     """
     interactions.require_positives(config.min_grade)
+    interactions = interactions.with_one_spelling()
     shots = interactions.positives(config.min_grade)
     if config.shots is not None:
         shots = draw_shots(interactions, config.shots, seed=config.seed, min_grade=config.min_grade)

@@ -301,6 +301,7 @@ def _material(
 ) -> Material:
     """What is learned from and compared on; refused where nothing could be compared."""
     interactions.require_positives(config.min_grade)
+    interactions = interactions.with_one_spelling()
     old, held_out = parent.shots(catalog), parent.held_out(catalog)
     if replay is not None:
         old = replay

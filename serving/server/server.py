@@ -317,6 +317,11 @@ def _check_base_path(base_path: Path) -> None:
             f"there is no folder {base_path}; name the one that holds the model's versions, "
             "such as saved_models/NAME."
         )
+    if (base_path / "metrics.json").exists():
+        raise InputError(
+            f"{base_path} is what `towers train` wrote, not an export; `towers export --model "
+            f"{base_path}` makes one."
+        )
     if (base_path / GRAPH_FILE).exists():
         raise InputError(
             f"{base_path} is a version, not a model; name the folder above, {base_path.parent}."

@@ -67,6 +67,11 @@ def test_one_string_is_not_taken_for_a_list_of_letters(client):
         client.search("mug")
 
 
+def test_what_is_no_string_is_named(client):
+    with pytest.raises(TypeError, match="got None at place 1"):
+        client.search(["mug", None])
+
+
 def test_status(client):
     assert client.status() == [VersionStatus(3, "AVAILABLE", "")]
 

@@ -100,6 +100,11 @@ def test_a_wrong_folder_is_an_input_error(tmp_path, publish):
     version = publish(tmp_path / "shop", 1)
     with pytest.raises(InputError, match="there is no folder"):
         ModelServer(tmp_path / "shpo")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.json").write_text("{}")
+    with pytest.raises(InputError, match="not an export; `towers export --model"):
+        ModelServer(run)
     with pytest.raises(InputError, match="is a version, not a model; name the folder above"):
         ModelServer(version)
     with pytest.raises(InputError, match="poll interval"):

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -485,3 +486,10 @@ def test_under_jax_without_tensorflow(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(expected.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [in_batch_softmax, InBatchSoftmax(symmetric=True)])
+def test_queries_without_an_item_of_their_own_are_refused(loss: Callable) -> None:
+    vectors = np.eye(3, dtype="float32")
+    with pytest.raises(ValueError, match="3 queries and 2 candidates"):
+        loss(vectors, vectors[:2])

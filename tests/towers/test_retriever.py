@@ -111,6 +111,15 @@ def test_the_prefix_is_put_before_queries(make_tiny_retriever: Make) -> None:
     )
 
 
+@pytest.mark.parametrize("encode", ["encode_queries", "encode_items", "encode_reviews"])
+def test_only_lists_of_texts_are_encoded(encode: str, make_tiny_retriever: Make) -> None:
+    retriever = make_tiny_retriever()
+    with pytest.raises(InputError, match=r"got one string; pass \['flask'\]"):
+        getattr(retriever, encode)("flask")
+    with pytest.raises(InputError, match="text 1 is None"):
+        getattr(retriever, encode)(["flask", None])
+
+
 def test_encoding_follows_the_weights(make_tiny_retriever: Make) -> None:
     retriever = make_tiny_retriever()
     before = {dtype: retriever.encode_items(["mug"], dtype=dtype) for dtype in (None, "bfloat16")}

@@ -239,7 +239,7 @@ def test_weights_that_are_not_finite_are_refused(
 
 def test_no_positive_pairs(tmp_path: Path, make_tiny_retriever: Make, pairs: Interactions) -> None:
     none = pairs.select_rows(np.array([], np.int64))
-    with pytest.raises(InputError, match="no positive pair to learn from"):
+    with pytest.raises(InputError, match="no positive pair"):
         adapt(make_tiny_retriever(), none, pairs.catalog.column("title"), folder=tmp_path / "run")
 
 

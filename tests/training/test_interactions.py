@@ -276,3 +276,40 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     rows, peak_kib = map(int, run.stdout.split())
     assert rows == 5_000_000
     assert peak_kib < 2 << 20
+
+
+def test_spellings_that_no_tower_tells_apart_become_one_query(
+    tmp_path: Path, catalog: Catalog
+) -> None:
+    path = write(
+        tmp_path / "log.csv",
+        "query,item_id,grade",
+        "COFFEE PRESS,i0,1",
+        "coffee   press,i1,2",
+        "mug,i5,1",
+        "coffee   press,i0,3",
+        "Coffee press,i2,1",
+    )
+    read = Interactions.read(path, catalog)
+    assert len(read.queries) == 4
+    one = read.with_one_spelling()
+    # The spelling with two rows stays, and of the pair that two spellings judge the higher grade.
+    assert as_rows(one) == [
+        ("coffee   press", "i1", 2, 1.0),
+        ("mug", "i5", 1, 1.0),
+        ("coffee   press", "i0", 3, 1.0),
+        ("coffee   press", "i2", 1, 1.0),
+    ]
+    assert one.repeated_rows == read.repeated_rows + 1
+    assert one.with_one_spelling() is one
+    assert as_rows(read.of_queries(["coffee PRESS"])) == [r for r in as_rows(read) if r[0] != "mug"]
+    assert read.without_queries(["Coffee Press"]).queries == ["mug"]
+
+
+def test_the_order_of_the_file_does_not_choose_the_spelling(
+    tmp_path: Path, catalog: Catalog
+) -> None:
+    rows = ["tea pot,i0", "Tea Pot,i1", "TEA POT,i2"]
+    for number, order in enumerate((rows, rows[::-1])):
+        path = write(tmp_path / f"log{number}.csv", "query,item_id", *order)
+        assert Interactions.read(path, catalog).with_one_spelling().queries == ["TEA POT"]

@@ -93,9 +93,10 @@ def test_a_catalogue_and_its_lists_are_read_as_text(tmp_path: Path) -> None:
     path.write_text(
         '{"item_id": "<b>1</b>", "title": "Tea &amp; more", "description": ["<p>Oak</p>", "4 W"]}\n'
         '{"item_id": "2", "title": "Tea & more", "description": "<br>", "sizes": [1, 2.5, null]}\n'
+        '{"item_id": "3", "title": "Mug", "description": NaN, "sizes": [["a"], ["b", "c"]]}\n'
     )
     catalog = Catalog.read(path)
-    assert catalog.item_ids.tolist() == ["<b>1</b>", "2"]  # an id is never changed
-    assert catalog.column("title") == ["Tea & more", "Tea & more"]
-    assert catalog.column("description") == ["Oak , 4 W", None]
-    assert catalog.column("sizes") == [None, "1, 2.5"]
+    assert catalog.item_ids.tolist() == ["<b>1</b>", "2", "3"]  # an id is never changed
+    assert catalog.column("title") == ["Tea & more", "Tea & more", "Mug"]
+    assert catalog.column("description") == ["Oak , 4 W", None, None]
+    assert catalog.column("sizes") == [None, "1, 2.5", "a, b, c"]

@@ -366,7 +366,7 @@ BAD_INPUT = {
     "not by query": (["--measure", "Coverage@10"], "Coverage@10 is one number for all queries"),
     "gains": (["--gains", "0,one"], "expected one number a grade"),
     "too few gains": (["--gains", "0,1"], "grade 2 is among the judgements and has no gain"),
-    "no positives": (["--min-grade", "3"], "train.csv: no positive pair to learn from"),
+    "no positives": (["--min-grade", "3"], "train.csv: no positive pair"),
     "missing file": (["--test", "{tmp}/none.csv"], "none.csv"),
     "missing configuration": (["--config", "{tmp}/none.toml"], "none.toml"),
     "folder taken": (["--output", "{shop}"], "exists and is no report: name another --output"),

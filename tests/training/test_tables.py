@@ -281,6 +281,16 @@ def test_header_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_a_column_that_is_another_one_is_not_to_be_renamed(tmp_path: Path, ending: str) -> None:
+    path = write_rows(tmp_path / f"rows{ending}", [{"Handle": "1", "Title": "One"}])
+    assert "Did you mean" not in message(path)  # least of all 'Title' for 'item_id'
+    path = write_rows(tmp_path / f"others{ending}", [{"Item_ID": "1", "Title": "One"}])
+    assert "Did you mean 'Item_ID'? Rename it to 'item_id'" in message(path)
+    path = write_rows(tmp_path / f"third{ending}", [{"item_id": "1", "Title": "One"}])
+    assert "Did you mean 'Title'? Rename it to 'title'" in message(path)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_missing_column_shows_the_others_and_the_nearest(tmp_path: Path, ending: str) -> None:
     path = write_rows(tmp_path / f"rows{ending}", [{"ItemID": "1", "title": "One", "sku": "2"}])
     text = message(path)

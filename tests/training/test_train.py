@@ -160,7 +160,7 @@ def test_the_lexical_weight_is_chosen_with_the_shots(
     ("options", "message"),
     [
         ({"shots": 999}, "cannot draw 999 shots"),
-        ({"min_grade": 4}, "no positive pair to learn from"),
+        ({"min_grade": 4}, "no positive pair"),
         ({"encoder": {"item_template": "{colour}"}}, "no text column .colour.; there are"),
         ({"encoder": {"item_template": "title"}}, "names no column"),
         ({"encoder": {"preset": "./nothing"}}, "is not a folder with a checkpoint"),

@@ -261,7 +261,7 @@ def test_an_evaluation_is_not_learned_from_and_an_interrupted_update_goes_on(
         ({"method": "linear"}, "an update goes on by full, lora.*not by linear"),
         ({"encoder": {"pooling": "cls"}}, "an update keeps the towers of its run"),
         ({"shots": 8}, "leave shots and warm_up out"),
-        ({"min_grade": 3}, "no positive pair to learn from"),
+        ({"min_grade": 3}, "no positive pair"),
         ({"update": {"measure": "Coverage@10"}}, "no value for a single query"),
         ({"update": {"measure": "nDGC@10"}}, "unknown measure"),
         ({"update": {"max_drop": -1.0}}, "update.max_drop"),

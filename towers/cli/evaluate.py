@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,6 +29,11 @@ from towers.cli.lexical import (
 )
 from towers.cli.output import emit, json_option, progress_bar, say
 from towers.errors import InputError
+
+if TYPE_CHECKING:
+    from training.catalog import Catalog
+    from training.interactions import Interactions
+    from training.run_folder import RunFolder
 
 
 def _gains(context: click.Context, option: click.Parameter, value: str | None) -> Any:
@@ -129,6 +134,12 @@ def command(
     if judgements.unknown_items.rows:
         say(f"left out: {judgements.unknown_items}")
     judgements.require_positives(min_grade)
+    trained = _trained_queries(run_folder, products, judgements)
+    if trained:
+        say(
+            f"note: the run was trained on {trained:,} of these {len(judgements.queries):,} "
+            "queries; it finds them better than new ones"
+        )
     for option, file in (("--run-file", run_file), ("--qrels-file", qrels_file)):
         if file is not None and file.is_dir():
             raise InputError(f"{option} {file} is a folder; name a file")
@@ -151,6 +162,7 @@ def command(
     run = Run(judgements.queries, rows, scores)
     result = evaluate(run, judgements, products, measures=names, gains=gains, min_grade=min_grade)
     facts = {**result.as_dict(), "lexical_weight": weight, "precision": precision}
+    facts["trained_queries"] = trained
     if run_file is not None:
         write_run(run_file, run, products.item_ids, depth=depth)
     if qrels_file is not None:
@@ -164,6 +176,17 @@ def command(
         facts_file = report / "metrics.json"
         facts_file.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     emit(facts, as_json, lambda: _report(facts))
+
+
+def _trained_queries(run: RunFolder, catalog: Catalog, judgements: Interactions) -> int:
+    """How many of the queries the run was trained on."""
+    if not run.is_fitted:
+        return 0
+    try:
+        shots = run.shots(catalog)
+    except InputError:  # of another catalogue
+        return 0
+    return 0 if shots is None else len(judgements.of_queries(shots.queries).queries)
 
 
 def _evaluate_histories(

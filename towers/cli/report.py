@@ -139,7 +139,7 @@ def command(
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     config = TrainConfig.read(config_path, min_grade=min_grade, lexical=lexical)
     products = Catalog.read(catalog)
-    interactions = Interactions.read(train_path, products, strict=strict)
+    interactions = Interactions.read(train_path, products, strict=strict).with_one_spelling()
     judgements = Interactions.read(test_path, products, strict=strict)
     for path, read in ((train_path, interactions), (test_path, judgements)):
         say(f"{path}: {len(read):,} judged pairs of {len(read.queries):,} queries")

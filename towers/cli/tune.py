@@ -57,7 +57,7 @@ def command(
     from training.tuning import tune
 
     products = Catalog.read(catalog)
-    judgements = Interactions.read(interactions, products, strict=strict)
+    judgements = Interactions.read(interactions, products, strict=strict).with_one_spelling()
     with progress_bars() as progress:
         result = tune(
             space,

@@ -56,6 +56,9 @@ def in_batch_softmax(
 
     Returns:
         float32 `[B]`, the loss of each query.
+
+    Raises:
+        ValueError: there are fewer candidates than queries, and no `positives`.
     """
     query = ops.cast(query, "float32")
     candidates = ops.cast(candidates, "float32")
@@ -67,6 +70,7 @@ def in_batch_softmax(
         logits = logits - ops.cast(candidate_log_probability, "float32")
 
     if positives is None:
+        _require_own_items(query, candidates)
         positives = ops.eye(n_queries, ops.shape(candidates)[0])
     weights = ops.maximum(ops.cast(positives, "float32"), 0.0)  # [B, C]
     negative = weights == 0.0
@@ -85,6 +89,15 @@ def in_batch_softmax(
         )
         losses = (losses + item_losses) / 2.0
     return losses
+
+
+def _require_own_items(query: Tensor, candidates: Tensor) -> None:
+    rows, columns = query.shape[0], candidates.shape[0]
+    if rows is not None and columns is not None and columns < rows:
+        raise ValueError(
+            f"{rows} queries and {columns} candidates: the first candidates are the queries' own "
+            "items, one for each"
+        )
 
 
 def _softmax_losses(logits: Tensor, weights: Tensor, negative: Tensor, margin: Tensor) -> Tensor:
@@ -192,6 +205,7 @@ class InBatchSoftmax:
         sample_weight: Tensor | None = None,
     ) -> Tensor:
         """Weighted mean of the queries' losses, a float32 scalar; 0 where all weights are 0."""
+        _require_own_items(query, candidates)
         n_queries = ops.shape(query)[0]
         masks = [
             None if mask is None else ops.convert_to_tensor(mask) for mask in (positives, ignored)
