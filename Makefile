@@ -64,6 +64,7 @@ test-all: setup
 	@$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 # Apache Beam wants an older pyarrow and protobuf than the others take: see docs/dependencies.md.
+# `make test` skips what needs it; .ci/run runs both.
 test-beam:
 	@$(MAKE) --no-print-directory VENV=.venv-beam EXTRAS=dev,beam setup
 	@.venv-beam/bin/python -m pytest tests/test_cli_encode.py tests/training/test_catalog_stream.py

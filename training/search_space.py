@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,45 @@ from training.config import TrainConfig
 if TYPE_CHECKING:
     import optuna
 
-# What the score of a search rests on: with another value it would be another score.
-_FIXED = ("seed", "shots", "min_grade")
+# Fields that a trial has no use for, or that would make its score another one, and why. Under the
+# name of a table: all of its fields.
+_MEASURED = "it decides what is measured: fix it"
+_ALL_EPOCHS = (
+    "a trial holds its queries out itself, and trains for all epochs on the others: search "
+    "fit.epochs"
+)
+_DEVICES = "it decides where and how exactly `towers train` computes, not what it learns: fix it"
+_ATTRIBUTES = (
+    "trials rank by texts alone, and `towers train` judges attributes by held-out queries: fix it, "
+    "and search encoder.item_template for what the text says"
+)
+_REFUSED = {
+    "seed": _MEASURED,
+    "shots": _MEASURED,
+    "min_grade": _MEASURED,
+    "strategy": _DEVICES,
+    "deterministic": _DEVICES,
+    "update": "it belongs to `towers update`: leave it out",
+    "encoder.numeric": _ATTRIBUTES,
+    "encoder.categorical": _ATTRIBUTES,
+    "encoder.image": _ATTRIBUTES,
+    "fit.held_out": _ALL_EPOCHS,
+    "fit.min_held_out": _ALL_EPOCHS,
+    "fit.patience": _ALL_EPOCHS,
+    "fit.interpolate": (
+        "a trial holds its queries out itself, and keeps none to choose a share by: search "
+        "fit.learning_rate or fit.anchor for how far training goes"
+    ),
+    "fit.accumulate": (
+        "it decides how much memory a batch takes, not what is learned: fix it, and search "
+        "fit.batch_size"
+    ),
+}
+# Values of fields that can be searched otherwise.
+_REFUSED_VALUES = {
+    "method": ("auto", "auto is a search itself: leave it out"),
+    "warm_up": ("auto", 'where a method is named, auto is off: search ["off", "catalog"]'),
+}
 
 
 @dataclass(frozen=True)
@@ -92,15 +129,16 @@ class SearchSpace:
         """Takes a configuration apart that has a table ``search``.
 
         Each of its fields is a list of values, or a table of ``low`` and ``high``, and ``log``
-        where ratios count. ``method = "auto"`` becomes ``full``: a search chooses by itself.
+        where ratios count. ``method = "auto"`` becomes ``full``: a search chooses by itself. With
+        a method named, ``warm_up = "auto"`` is ``off``, and becomes that where it is searched.
 
         Args:
             values: the file's content with the command line's options over it.
             where: for messages.
 
         Raises:
-            InputError: nothing is searched, a range is none, or a field or value is no part of a
-                configuration.
+            InputError: nothing is searched, a range is none, a field or value is no part of a
+                configuration, or it would change nothing, or the score itself.
         """
         base = {name: value for name, value in values.items() if name != "search"}
         if base.get("method", "auto") == "auto":
@@ -112,13 +150,14 @@ class SearchSpace:
                 '[search] "fit.learning_rate" = { low = 1e-5, high = 1e-3, log = true }'
             )
         fields = dict(_flat(search, where))
+        if "warm_up" in fields and base.get("warm_up", "auto") == "auto":
+            base["warm_up"] = "off"  # so that the configuration as it stands is in the space
         space = cls(base, fields, where)
         for name, field in fields.items():
-            if name in _FIXED:
-                raise InputError(f"{where}: search.{name}: it decides what is measured: fix it")
-            if name == "method" and "auto" in field.extremes:
-                raise InputError(f"{where}: search.method: auto is a search itself: leave it out")
             for value in field.extremes:
+                for leaf, leaf_value in _leaves(name, value):
+                    if (why := _why_not(leaf, leaf_value)) is not None:
+                        raise InputError(f"{where}: search.{leaf}: {why}")
                 space.config({name: value})
         return space
 
@@ -160,6 +199,24 @@ class SearchSpace:
             if stored is not None:
                 found[name] = stored
         return found
+
+
+def _why_not(name: str, value: Any) -> str | None:
+    """What keeps a field from being searched, or a value of it from being tried, if anything."""
+    table = name.partition(".")[0]
+    if (why := _REFUSED.get(name) or _REFUSED.get(table)) is not None:
+        return why
+    refused, why = _REFUSED_VALUES.get(name, (None, ""))
+    return why if refused is not None and value == refused else None
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The fields that a value sets: several where it is a table, as ``fit = [{ ... }]`` has."""
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from _leaves(f"{name}.{key}", part)
+    else:
+        yield name, value
 
 
 def _flat(table: Mapping[str, Any], where: str, prefix: str = "") -> list[tuple[str, Any]]:

@@ -143,6 +143,56 @@ def test_the_split_is_faithful(make: Callable) -> None:
     assert np.mean(agreement) > 0.5
 
 
+def without_token(tower: TextEncoder, ids: list[int], hidden: list[int]) -> np.ndarray:
+    """A text's vector by keras-hub's backbone where some of its tokens cannot be seen."""
+    seen = np.ones(len(ids), int)
+    seen[hidden] = 0
+    inputs = {
+        "token_ids": np.array([ids]),
+        "padding_mask": seen[None],
+        "segment_ids": np.zeros((1, len(ids)), int),
+    }
+    tokens = np.asarray(tower.backbone(inputs)["sequence_output"])[0].astype(np.float64)
+    tokens = tokens[seen == 1]
+    pooled = tokens.mean(axis=0) if tower.pooling.mode == "mean" else tokens.max(axis=0)
+    vector = pooled @ np.asarray(tower.projection.kernel)
+    return vector / np.linalg.norm(vector)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_leaving_words_out_with_attention(make: Callable, pooling: str) -> None:
+    """What the score loses where no token can look at the word: its neighbours change too."""
+    retriever = make(pooling)
+    number = {piece: i for i, piece in enumerate(retriever.tokenizer.vocabulary)}
+    # Words as they are shown, with the places of their pieces.
+    query = [("[CLS]", [0]), ("keeps", [1]), ("coffee", [2]), ("hot", [3]), ("[SEP]", [4])]
+    query_ids = [number[word] for word, _ in query]
+    item = [("[CLS]", [0]), ("red", [1]), ("mugs", [2, 3]), ("hot", [4]), ("[SEP]", [5])]
+    item_ids = [number[p] for p in ("[CLS]", "red", "mug", "##s", "hot", "[SEP]")]
+
+    found = explain(retriever, QUERY, ["Red mugs hot"], method="leave-one-out")[0]
+    assert found.query_words == [word for word, _ in query]
+    assert found.item_words == [word for word, _ in item]
+    asks, answers = retriever.model.query_tower, retriever.model.item_tower
+    whole = without_token(asks, query_ids, []), without_token(answers, item_ids, [])
+    assert found.score == pytest.approx(whole[0] @ whole[1], abs=1e-5)
+    losses = [
+        [(whole[0] - without_token(asks, query_ids, places)) @ whole[1] for _, places in query],
+        [(whole[1] - without_token(answers, item_ids, places)) @ whole[0] for _, places in item],
+    ]
+    np.testing.assert_allclose(found.query_shares, losses[0], atol=2e-5)
+    np.testing.assert_allclose(found.item_shares, losses[1], atol=2e-5)
+    # Nothing comes after the last word: without it is the text that ends before it.
+    shorter = without_token(answers, item_ids[:-1], [])
+    assert found.item_shares[-1] == pytest.approx((whole[1] - shorter) @ whole[0], abs=2e-5)
+
+    if pooling == "mean":  # tokens as they are read beside the word would say something else
+        parts = token_parts(answers, item_ids)
+        for share, (_, places) in zip(found.item_shares, item, strict=True):
+            rest = np.delete(parts, places, axis=0).sum(axis=0)
+            assert abs(share - (found.score - rest @ whole[0] / np.linalg.norm(rest))) > 1e-3
+
+
 def test_cls_towers_are_explained_by_leaving_out(make: Callable) -> None:
     retriever = make("cls")
     assert explain(retriever, QUERY, ITEMS[:1])[0].method == "leave-one-out"

@@ -184,11 +184,15 @@ def test_distilled_follows_on_full(
     texts: list[str],
     lexical: LexicalScorer,
     tmp_path: Path,
+    tiny_vocabulary: tuple[str, ...],
 ) -> None:
     config = FitConfig(epochs=2, learning_rate=1e-3, held_out=0.0, pseudo_queries=40)
     options = {"folder": tmp_path, "method": "distilled", "lexical": lexical, "titles": texts}
     result = adapt(make_tiny_retriever(), pairs, texts, config, **options)
     assert len(result.losses) == result.best_epoch == 4
+    # All of a BERT of two layers, 32 wide, 64 inside, 64 positions, two segments.
+    layer = 4 * (32 * 32 + 32) + (32 * 64 + 64) + (64 * 32 + 32) + 2 * 2 * 32
+    assert result.trained_parameters == (len(tiny_vocabulary) + 64 + 2 + 2) * 32 + 2 * layer
     again = adapt(make_tiny_retriever(), pairs, texts, config, **options)  # finished: nothing to do
     for a, b in zip(
         result.retriever.model.get_weights(), again.retriever.model.get_weights(), strict=True

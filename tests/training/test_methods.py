@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
+import tomllib
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,6 +20,7 @@ from towers.cli.train import METHODS
 from towers.errors import InputError
 from towers.interpolation import interpolate, soup
 from towers.retriever import Retriever
+from towers.text_encoder import TextEncoder
 from towers.two_tower import TwoTower
 from training.catalog import Catalog
 from training.config import FitConfig, Method
@@ -77,6 +83,147 @@ def test_all_weights_pass_over_many_pairs_less_often(method: Method) -> None:
     configs = [with_schedule(FitConfig(), method, n) for n in (8, 128, 256, 512, 2000, 100_000)]
     assert {config.learning_rate for config in configs} == {1e-4}
     assert [config.epochs for config in configs] == [5, 5, 4, 2, 1, 1]
+
+
+# Numbers of trained weights
+
+
+@dataclass(frozen=True)
+class Bert:
+    """The dimensions of an encoder: layers, width, inner width, heads, pieces, positions."""
+
+    layers: int
+    width: int
+    inner: int
+    heads: int
+    pieces: int
+    positions: int
+
+    @property
+    def layer(self) -> int:
+        """Weights of a layer: four square kernels, two of the feed-forward part, their biases, and
+        scale and shift of two norms."""
+        h, m = self.width, self.inner
+        return 4 * (h * h + h) + (h * m + m) + (m * h + h) + 2 * 2 * h
+
+    @property
+    def all(self) -> int:
+        """Embeddings of pieces, positions and two segments, their norm, and the layers."""
+        return (self.pieces + self.positions + 2 + 2) * self.width + self.layers * self.layer
+
+
+# By the row of the table in docs/methods.md: method and options.
+COUNTS: dict[tuple[Method, str], Callable[[Bert, FitConfig], int]] = {
+    ("zero-shot", ""): lambda b, c: 0,
+    ("linear", ""): lambda b, c: b.width**2,
+    ("full", ""): lambda b, c: b.all,
+    ("distilled", ""): lambda b, c: b.all,
+    ("top", ""): lambda b, c: c.top_layers * b.layer,
+    # Two kernels, each with one matrix into the rank and one out of it.
+    ("lora", ""): lambda b, c: b.layers * 2 * c.rank * (b.width + b.width),
+    # Query, key, value, output; and the two of the feed-forward part.
+    ("lora", 'kernels = "all"'): lambda b, c: (
+        b.layers * c.rank * (4 * (b.width + b.width) + 2 * (b.width + b.inner))
+    ),
+    # Half as many ranks again, each with an entry of the diagonal.
+    ("adalora", ""): lambda b, c: b.layers * 2 * -(-c.rank * 3 // 2) * (b.width + 1 + b.width),
+    # Four projections, two of the feed-forward part, two norms; and the norm of the embeddings.
+    ("bitfit", ""): lambda b, c: (
+        b.layers * (4 * b.width + b.inner + b.width + 2 * b.width) + b.width
+    ),
+    # Two of them: down and up, each with its bias; scale and shift of two norms.
+    ("adapters", ""): lambda b, c: (
+        b.layers * (2 * (2 * b.width * c.bottleneck + c.bottleneck + b.width) + 2 * 2 * b.width)
+    ),
+    # Keys and values, and a gate for each head.
+    ("prefix", ""): lambda b, c: b.layers * (2 * c.prefix_length * b.width + b.heads),
+}
+ROWS = [pytest.param(*row, id=" ".join(row).strip()) for row in COUNTS]
+
+
+# `distilled` takes 16 steps at least: test_distillation.py counts it where it trains anyway.
+@pytest.mark.parametrize(("method", "options"), [row for row in ROWS if row.id != "distilled"])
+@pytest.mark.usefixtures("eagerly")
+def test_a_training_says_how_many_weights_it_trains(
+    method: Method,
+    options: str,
+    tmp_path: Path,
+    pairs: Interactions,
+    texts: list[str],
+    tiny_retriever: Retriever,
+    tiny_vocabulary: tuple[str, ...],
+) -> None:
+    other = {"rank": 3, "top_layers": 1, "bottleneck": 5, "prefix_length": 6}  # than by default
+    steps = {"epochs": 1, "batch_size": 2, "held_out": 0.0}
+    config = FitConfig(**other, **steps, **tomllib.loads(options))
+    result = adapt(
+        tiny_retriever,
+        pairs.select_queries([0, 1]),
+        texts,
+        config,
+        method=method,
+        folder=tmp_path,
+    )
+    tiny = Bert(2, 32, 64, 2, pieces=len(tiny_vocabulary), positions=64)
+    assert result.trained_parameters == COUNTS[method, options](tiny, config)
+
+
+@pytest.fixture(scope="module")
+def documented() -> dict[tuple[str, str], int]:
+    """The weights on all-MiniLM-L6-v2, by method and options, as docs/methods.md has them."""
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text("utf-8")
+    table = text.partition("weights on all-MiniLM-L6-v2 |")[2].partition("\n\n")[0]
+    found = {}
+    for line in table.splitlines()[2:]:
+        names, _, weights, *_ = (cell.strip() for cell in line.strip("|").split("|"))
+        method, *options = re.findall("`(.*?)`", names)
+        found[method, " ".join(options)] = int(re.match(r"[\d,]*\d", weights)[0].replace(",", ""))
+    return found
+
+
+def test_the_table_of_the_methods_has_all_of_them(documented: dict[tuple[str, str], int]) -> None:
+    assert set(documented) == set(COUNTS)
+    assert {method for method, _ in documented} == set(typing.get_args(Method))
+
+
+@pytest.fixture(scope="module")
+def mini_lm(tiny_retriever: Retriever) -> Retriever:
+    """Towers of the shape of all-MiniLM-L6-v2 with random weights."""
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=30522,
+        num_layers=6,
+        num_heads=12,
+        hidden_dim=384,
+        intermediate_dim=1536,
+        max_sequence_length=512,
+    )
+    return Retriever(TwoTower(TextEncoder(backbone)), tiny_retriever.tokenizer, tiny_retriever.text)
+
+
+@pytest.mark.parametrize(("method", "options"), ROWS)
+def test_the_numbers_of_the_docs(
+    method: Method,
+    options: str,
+    documented: dict[tuple[str, str], int],
+    mini_lm: Retriever,
+    tmp_path: Path,
+    pairs: Interactions,
+    texts: list[str],
+) -> None:
+    config = FitConfig(**tomllib.loads(options))
+    if method in ("zero-shot", "linear"):
+        # One query, which leaves nothing to cross-validate, and other items to tell its own from.
+        one, config = pairs.select_queries([0]), FitConfig(catalog_negatives=1)
+        result = adapt(mini_lm, one, texts, config, method=method, folder=tmp_path)
+        count = result.trained_parameters
+    else:
+        model = trainable_copy(mini_lm.model, method, config)
+        count = sum(math.prod(weight.shape) for weight in model.trainable_weights)
+    shape = Bert(6, 384, 1536, 12, pieces=30522, positions=512)
+    assert documented[method, options] == count == COUNTS[method, options](shape, config)
+
+
+# What training changes
 
 
 @pytest.mark.parametrize("method", GRADIENT_METHODS)

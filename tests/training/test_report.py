@@ -24,6 +24,7 @@ from training.config import TrainConfig
 from training.interactions import Interactions
 from training.report import Plan, Task, build_report
 from training.report.cells import Cell
+from training.report.sentence_transformers import warm_up_steps
 from training.train import train
 
 SYSTEMS = ("--methods", "zero-shot,linear", "--baselines", "zero-shot,hybrid,bm25")
@@ -325,6 +326,16 @@ def test_a_missing_peer_is_told_and_refused_by_name(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize(
+    ("pairs", "steps"),
+    # Five epochs of one batch: half a step, which is none; of 2: 10 steps; of 16; of 17.
+    [(8, 0), (32, 0), (33, 1), (64, 1), (512, 8), (513, 8), (640, 10)],
+)
+def test_the_peer_warms_up_for_a_tenth_of_its_steps(pairs: int, steps: int) -> None:
+    assert warm_up_steps(pairs) == steps
+    assert isinstance(warm_up_steps(pairs), int)  # a share below 1 is one in transformers 5 alone
+
+
 @pytest.mark.slow
 def test_the_peer_is_measured_as_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     library = pytest.importorskip("sentence_transformers")
@@ -344,7 +355,7 @@ def test_the_peer_is_measured_as_itself(tmp_path: Path, capsys: pytest.CaptureFi
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     means = {(p["view"], p["system"], p["shots"]): p["mean"] for p in report["points"]}
     peer = means["dense", "sentence-transformers", 8]
-    # One epoch is one step, with a rate that rises from 0: five small steps from zero-shot.
+    # One epoch is one step, without a warm-up: five small steps from zero-shot.
     assert peer == pytest.approx(means["dense", "zero-shot", 0], abs=0.05)
     assert peer != means["dense", "zero-shot", 0]
     assert means["hybrid", "sentence-transformers", 8] > 0

@@ -18,6 +18,9 @@ from training.interactions import Interactions
 
 _PACKAGES = ("sentence_transformers", "datasets", "accelerate")
 _TEXTS_AT_A_TIME = 1024
+_EPOCHS = 5
+_BATCH = 32
+_WARM_UP = 0.1  # of the steps
 
 
 def why_not(config: TrainConfig) -> str | None:
@@ -36,6 +39,16 @@ def why_not(config: TrainConfig) -> str | None:
 def versions() -> dict[str, str]:
     """Of the packages that the peer's results depend on."""
     return {name: version(name) for name in ("sentence-transformers", "torch", "transformers")}
+
+
+def warm_up_steps(pairs: int) -> int:
+    """Steps in which the rate rises: a tenth of all, by the number of pairs.
+
+    A number that every version takes for the same: below 1 it is a share since transformers 5, and
+    was a fraction of the first step before. Steps are counted as the trainer's schedule counts
+    them, on one device, with the last batch of an epoch smaller than the others.
+    """
+    return round(_WARM_UP * _EPOCHS * -(-pairs // _BATCH))
 
 
 class FineTuned:
@@ -89,10 +102,10 @@ class FineTuned:
                 self.model,
                 SentenceTransformerTrainingArguments(
                     folder,
-                    num_train_epochs=5,
-                    per_device_train_batch_size=32,
+                    num_train_epochs=_EPOCHS,
+                    per_device_train_batch_size=_BATCH,
                     learning_rate=2e-5,
-                    warmup_steps=0.1,  # a share, as below 1
+                    warmup_steps=warm_up_steps(len(pairs)),
                     batch_sampler=BatchSamplers.NO_DUPLICATES,
                     seed=seed,
                     report_to=[],
