@@ -84,9 +84,11 @@ def _shown(value: Any) -> str:
 
 
 def _report(output: Path, result: dict[str, Any]) -> str:
-    return (
+    found = (
         f"nDCG@10 on {result['queries']} held-out queries: zero-shot "
         f"{result['zero_shot_ndcg']:.4f}; best of {len(result['trials'])} trials:\n"
         f"{_line(result['best'])}\n"
-        f"towers train --config {output / 'best.toml'} trains with it on all shots"
     )
+    if result["best"]["ndcg"] <= result["zero_shot_ndcg"]:
+        return f"{found}That is no better than the towers as they come: --method zero-shot"
+    return f"{found}towers train --config {output / 'best.toml'} trains with it on all shots"
