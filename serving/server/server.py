@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_p
 from serving.loading import GRAPH_FILE
 from serving.server.access import Access
 from serving.server.batching import BatchingOptions
-from serving.server.calls import Calls
+from serving.server.calls import Calls, WorkLimit
 from serving.server.config_watcher import ConfigWatcher
 from serving.server.grpc_service import ModelService, PredictionService
 from serving.server.http_server import HttpServer
@@ -31,6 +32,7 @@ from serving.server.model_config import (
 )
 from serving.server.model_watcher import LoadOptions
 from serving.server.models import Models
+from serving.server.open_calls import OpenCalls
 from serving.server.reflection import SERVICE_NAMES, add_reflection
 from serving.server.rest import RestApi
 from serving.server.status import StatusError
@@ -42,6 +44,7 @@ from towers.errors import InputError
 DEFAULT_PORT = 8500
 DEFAULT_REST_PORT = 8501
 _MAX_WORKERS = 64
+_SPARE_CALLS = 256  # over gRPC, whose message has not come, or for health and reflection
 _SERVICES_OF_TF_SERVING = ("PredictionService", "ModelService")  # so called by its health service
 _GRPC_OPTIONS: dict[str, int | str] = {
     "grpc.max_send_message_length": -1,
@@ -76,6 +79,7 @@ class ModelServer:
         max_request_bytes: int = 64 << 20,
         max_pending: int = 1000,
         rest_timeout_seconds: float = 30.0,
+        message_seconds: float = 60.0,
         ssl_config_file: str | Path | None = None,
         grpc_channel_arguments: str = "",
         monitoring_config_file: str | Path | None = None,
@@ -83,6 +87,7 @@ class ModelServer:
         log_requests: bool = False,
         log_query_text: bool = False,
         drain_seconds: float = 30.0,
+        lame_duck_seconds: float = 0.0,
     ) -> None:
         """Takes the ports; nothing is loaded or answered before `start`.
 
@@ -101,6 +106,7 @@ class ModelServer:
           max_request_bytes: Longer requests are refused, whatever they were compressed to.
           max_pending: How many requests may wait for that, on each transport; more are refused.
           rest_timeout_seconds: After this long a REST request is answered with 504.
+          message_seconds: A gRPC call that sends no message for so long is ended.
           ssl_config_file: An SSLConfig in text form: TLS on the gRPC port. The REST port stays
             without, as in TF Serving.
           grpc_channel_arguments: NAME=VALUE, with commas between.
@@ -110,6 +116,8 @@ class ModelServer:
           log_requests: Whether each call is logged, without what was asked.
           log_query_text: Whether what was asked is logged, too.
           drain_seconds: How long `stop` waits for requests that are being answered.
+          lame_duck_seconds: How long before that `stop` goes on to take requests, while health says
+            NOT_SERVING: until those who balance the load have noticed.
 
         Raises:
           InputError: Neither folder nor configuration file is given, the folder cannot hold
@@ -131,6 +139,7 @@ class ModelServer:
         loading = loading or LoadOptions()
         workers = workers or _workers(loading.batching)
         self.drain_seconds = drain_seconds
+        self._lame_duck_seconds = lame_duck_seconds
         metrics = Metrics()
         self._models = Models(
             loading,
@@ -171,16 +180,22 @@ class ModelServer:
             timeout_seconds=rest_timeout_seconds,
             drain_seconds=drain_seconds,
         )
+        self._open_calls = OpenCalls(message_seconds)
+        limit = WorkLimit(workers, max_pending)
+        # A thread for each call, made when first needed: a call takes one before its message is
+        # there, and those that send none must not keep the others from their turn.
+        threads = workers + max_pending + _SPARE_CALLS
         self._grpc = grpc.server(
-            ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
+            ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
+            interceptors=[self._open_calls],
             options=list(options.items()),
-            maximum_concurrent_rpcs=workers + max_pending,
+            maximum_concurrent_rpcs=threads,
         )
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(api, calls), self._grpc
+            PredictionService(api, calls, limit), self._grpc
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(api, calls), self._grpc
+            ModelService(api, calls, limit), self._grpc
         )
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -223,15 +238,20 @@ class ModelServer:
             self._config_watcher.start()
         for service in (health.OVERALL_HEALTH, *SERVICE_NAMES, *_SERVICES_OF_TF_SERVING):
             self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._open_calls.start()
         self._grpc.start()
         self._http.start()
 
     def stop(self) -> None:
         """Takes no new requests, answers those it has, and ends."""
         self._health.enter_graceful_shutdown()
-        grpc_stopped = self._grpc.stop(self.drain_seconds)
+        time.sleep(self._lame_duck_seconds)
+        deadline = time.monotonic() + self.drain_seconds
+        self._grpc.stop(self.drain_seconds)
         self._http.stop()
-        grpc_stopped.wait()
+        self._open_calls.drain(deadline - time.monotonic())
+        self._grpc.stop(None).wait()  # streams, such as those that watch the health, end here
+        self._open_calls.stop()
         if self._config_watcher:
             self._config_watcher.stop()
         self._models.stop()

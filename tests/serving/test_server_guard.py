@@ -289,6 +289,32 @@ def test_overload_is_refused_not_queued(serve):
         ask(channel)
 
 
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "stream_stream"),
+        ("/tensorflow.serving.PredictionService/Predict", "stream_unary"),
+        ("/grpc.health.v1.Health/Watch", "stream_stream"),
+    ],
+)
+def test_calls_that_send_nothing_do_not_hold_up_the_others(serve, method, kind):
+    server = serve(workers=1, max_pending=1, message_seconds=2, access=Access(["t0ken"]))
+    address, metadata = f"127.0.0.1:{server.grpc_port}", [("authorization", "Bearer t0ken")]
+
+    with grpc.insecure_channel(address) as idle, grpc.insecure_channel(address) as channel:
+        started = time.monotonic()
+        call = getattr(idle, kind)(method)
+        open_call = call.future if kind == "stream_unary" else call
+        calls = [open_call(iter(threading.Event().wait, True)) for _ in range(100)]
+        ask(channel, metadata=metadata)
+        assert time.monotonic() - started < 2, "too slow a machine for this test"
+        assert not any(call.done() for call in calls)
+        codes = [code_of(call.result) for call in calls]
+        assert set(codes) == {grpc.StatusCode.CANCELLED}
+        assert time.monotonic() - started < 20
+        ask(channel, metadata=metadata)
+
+
 def page(server: ModelServer, path: str = "/monitoring/prometheus/metrics") -> str:
     answer = requests.get(f"http://127.0.0.1:{server.rest_port}{path}", timeout=30)
     assert answer.status_code == 200, answer.text

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import grpc
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -10,6 +13,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from serving.client import RetrievalClient
 from serving.server.server import ModelServer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -43,9 +47,29 @@ def test_a_server_that_stops_says_so_first(tmp_path, publish):
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watched).status == SERVING
-        server.drain_seconds = 0.5
+        started = time.monotonic()
         server.stop()
+        assert time.monotonic() - started < 10, "a watch is not waited for"
         assert next(watched).status == NOT_SERVING
+        assert isinstance(watched.exception(), grpc.RpcError)
+
+
+def test_a_lame_duck_says_so_and_still_answers(tmp_path, publish):
+    publish(tmp_path / "shop", 1)
+    server = ModelServer(tmp_path / "shop", lame_duck_seconds=2)
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == SERVING
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        time.sleep(0.2)
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == NOT_SERVING
+        with RetrievalClient(f"127.0.0.1:{server.grpc_port}", model="shop") as client:
+            assert client.search(["mug"], k=1) == [[("mug-a", 1.0)]]
+        stopping.join()
+        with pytest.raises(grpc.RpcError):
+            stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
 
 
 def test_reflection_describes_the_api(shop_server):

@@ -164,6 +164,13 @@ def _switch(name: str, variable: str, default: bool | None, help_text: str) -> _
     show_default=True,
     help="How long running requests are waited for at the end.",
 )
+@click.option(
+    "--lame-duck-seconds",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="How long before that requests are taken, while health says NOT_SERVING.",
+)
 @_switch("--log-requests", "log_requests", False, "Log each request as JSON, without its text.")
 @_switch("--log-query-text", "log_query_text", False, "Log each request with its text.")
 @click.option(
