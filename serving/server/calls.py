@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
@@ -115,6 +116,9 @@ class Calls:
         try:
             self._access.check(caller.authorization, caller.address)
             yield
+        except asyncio.CancelledError:  # the client has gone
+            status = grpc.StatusCode.CANCELLED.name
+            raise
         except Exception as error:
             status = StatusError.wrap(error).code.name
             raise
@@ -122,7 +126,9 @@ class Calls:
             seconds = time.perf_counter() - started
             if api in _COUNTED:
                 known = model if self._is_model(model) else ""
-                self._metrics.request(known, api, caller.entrypoint, status, seconds)
+                # In TF Serving, too, it is the method in the URL over REST.
+                label = api.lower() if caller.entrypoint == "REST" else api
+                self._metrics.request(known, label, caller.entrypoint, status, seconds)
             if self._log_requests:
                 record = {
                     "api": api,

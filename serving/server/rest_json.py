@@ -99,7 +99,7 @@ def read_rows(document: Mapping[str, Any], specs: Mapping[str, InputSpec]) -> di
         raise format_error(document, "Expecting 'instances' to be an list/array")
     if not instances:
         raise format_error(document, "No values in 'instances' array")
-    if not isinstance(instances[0], dict) and len(specs) > 1:
+    if not _is_named(instances[0]) and len(specs) > 1:
         raise invalid_argument(
             "instances is a plain list, but expecting list of objects as multiple input tensors "
             "required as per tensorinfo_map"
@@ -136,6 +136,8 @@ def read_columns(
 ) -> dict[str, np.ndarray]:
     """Reads inputs in column format: one whole tensor, or an object of whole tensors.
 
+    Names that are no inputs are passed over, as in TF Serving, which does not do so in row format.
+
     Raises:
       StatusError: INVALID_ARGUMENT, where an input is missing, ragged, or of the wrong type.
     """
@@ -144,8 +146,6 @@ def read_columns(
         for name in specs:
             if name not in inputs:
                 raise invalid_argument(f"Missing named input: {name} in 'inputs' object.")
-        for name in inputs.keys() - specs.keys():
-            raise invalid_argument(f"JSON object: does not have named input: {name}")
         return {name: _tensor(inputs[name], spec.dtype) for name, spec in specs.items()}
     if len(specs) > 1:
         raise invalid_argument(

@@ -172,7 +172,8 @@ class ModelServer:
         listener = self._listener = _bind(host, rest_port)
         self.rest_port: int = listener.getsockname()[1]
         self._http = HttpServer(
-            RestApi(api, calls, metrics, metrics_path).handle,
+            RestApi(api, metrics, metrics_path),
+            calls,
             listener,
             workers=workers,
             max_pending=max_pending,

@@ -16,13 +16,15 @@ class StatusError(Exception):
     Attributes:
       code: The canonical code.
       message: What was wrong, in TF Serving's words where it has some.
+      http_status: The HTTP status, where it is not the one of the code.
     """
 
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+    def __init__(self, code: grpc.StatusCode, message: str, http_status: int | None = None) -> None:
         """Makes an error from its code and message."""
         super().__init__(message)
         self.code = code
         self.message = message
+        self.http_status = http_status
 
     def __str__(self) -> str:
         """Returns the error as TF Serving prints one inside another."""
