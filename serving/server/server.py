@@ -46,6 +46,8 @@ DEFAULT_REST_PORT = 8501
 _MAX_WORKERS = 64
 _SPARE_CALLS = 256  # over gRPC, whose message has not come, or for health and reflection
 _SERVICES_OF_TF_SERVING = ("PredictionService", "ModelService")  # so called by its health service
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _GRPC_OPTIONS: dict[str, int | str] = {
     "grpc.max_send_message_length": -1,
     # Otherwise Linux lets two servers share a port, and each gets half of the requests.
@@ -140,10 +142,15 @@ class ModelServer:
         workers = workers or _workers(loading.batching)
         self.drain_seconds = drain_seconds
         self._lame_duck_seconds = lame_duck_seconds
+        self._health = health.HealthServicer()
+        # Until each model has a version. Models that are added later do not take it back: the
+        # others are served while they are loaded.
+        self._set_health(_NOT_SERVING)
         metrics = Metrics()
         self._models = Models(
             loading,
             metrics.observer,
+            on_complete=lambda: self._set_health(_SERVING),
             labels_for_unavailable=labels_for_unavailable,
         )
         metrics.watch(self._models)
@@ -198,7 +205,6 @@ class ModelServer:
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelService(api, calls, limit), self._grpc
         )
-        self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         add_reflection(self._grpc)
         try:
@@ -237,8 +243,6 @@ class ModelServer:
             raise InputError(error.message) from error
         if self._config_watcher:
             self._config_watcher.start()
-        for service in (health.OVERALL_HEALTH, *SERVICE_NAMES, *_SERVICES_OF_TF_SERVING):
-            self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         self._open_calls.start()
         self._grpc.start()
         self._http.start()
@@ -265,6 +269,10 @@ class ModelServer:
     def __exit__(self, *raised: object) -> None:
         """Stops the server."""
         self.stop()
+
+    def _set_health(self, status: int) -> None:
+        for service in (health.OVERALL_HEALTH, *SERVICE_NAMES, *_SERVICES_OF_TF_SERVING):
+            self._health.set(service, status)
 
 
 def run_server(server: ModelServer, intra_op_threads: int | None = None) -> None:

@@ -325,6 +325,36 @@ def test_loading_is_tried_again_a_few_times(tmp_path, publish, caplog):
         wait_until(lambda: server.serving_versions == {"shop": 1})
 
 
+def test_loading_is_tried_again_where_the_folder_is_looked_at_once(tmp_path, publish):
+    base = tmp_path / "shop"
+    publish(base, 1)
+    data = base / "1" / "variables" / "variables.data-00000-of-00001"
+    data.rename(tmp_path / "away")
+    options = LoadOptions(poll_seconds=0, max_retries=50, retry_seconds=0.2)
+    with ModelServer(base, loading=options) as server:
+        assert Client(server).states("shop") == {1: "END"}
+        publish(base, 2)
+        (tmp_path / "away").rename(data)
+        wait_until(lambda: server.serving_versions == {"shop": 1})
+        time.sleep(1)
+        assert Client(server).states("shop") == {1: "AVAILABLE"}, "2 came after the look"
+
+
+def test_a_refused_file_is_tried_until_it_is_taken(serve, folders, publish, caplog):
+    a, _ = folders
+    client = serve(listing(entry("a", a)), model_config_poll_seconds=0.05)
+    label = 'version_labels { key: "next" value: 4 }'
+    client.file.write_text(listing(entry("a", a, label)))
+    wait_until(lambda: "assign label to version 4" in caplog.text)
+    time.sleep(0.5)
+    refusal(grpc.StatusCode.INVALID_ARGUMENT, client.predict, "a", None, "next")
+    publish(a, 4)
+    wait_until(lambda: client.predict("a") == 4)
+    time.sleep(0.5)
+    assert client.predict("a", label="next") == 4
+    assert caplog.text.count("assign label to version 4") == 1
+
+
 def test_the_flags_of_tensorflow_serving(tmp_path, publish, start_server):
     publish(tmp_path / "a", 1)
     config = tmp_path / "models.config"

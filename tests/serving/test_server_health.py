@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from serving.client import RetrievalClient
+from serving.server.model_watcher import LoadOptions
 from serving.server.server import ModelServer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -38,6 +39,36 @@ def test_health(shop_server, service):
         with pytest.raises(grpc.RpcError) as raised:
             stub.Check(health_pb2.HealthCheckRequest(service="nosuch"), timeout=10)
         assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_a_server_is_healthy_once_each_model_has_a_version(tmp_path, publish):
+    publish(tmp_path / "a", 1)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "models.config").write_text(
+        "model_config_list {"
+        + "".join(
+            f'config {{ name: "{n}" base_path: "{tmp_path / n}" model_platform: "tensorflow" }}'
+            for n in "ab"
+        )
+        + "}"
+    )
+    with (
+        ModelServer(
+            model_config_file=tmp_path / "models.config", loading=LoadOptions(poll_seconds=0.05)
+        ) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "tensorflow.serving.PredictionService", "ModelService"):
+            request = health_pb2.HealthCheckRequest(service=service)
+            assert stub.Check(request, timeout=10).status == NOT_SERVING
+        watched = stub.Watch(health_pb2.HealthCheckRequest(), timeout=30)
+        assert next(watched).status == NOT_SERVING
+        publish(tmp_path / "b", 1)
+        assert next(watched).status == SERVING
+        for service in ("", "tensorflow.serving.PredictionService", "ModelService"):
+            request = health_pb2.HealthCheckRequest(service=service)
+            assert stub.Check(request, timeout=10).status == SERVING
 
 
 def test_a_server_that_stops_says_so_first(tmp_path, publish):
