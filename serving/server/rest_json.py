@@ -217,17 +217,23 @@ def _stack(rows: list[Any], dtype: tf.DType, key: str) -> np.ndarray:
     """Makes one tensor of the rows of one input, which must agree in shape."""
     elements: list[Any] = []
     shape = _shape(rows[0])
+    size = 0
     for number, row in enumerate(rows):
+        start = len(elements)
         try:
-            if _shape(row) != shape:
+            found = _shape(row)
+            _collect(row, 0, found, dtype, elements)
+            got = len(elements) - start
+            size = size if number else got
+            if got != size:
+                raise invalid_argument(f"Expecting tensor size: {size} but got: {got}")
+            if found != shape:
                 raise invalid_argument(
-                    f"Expecting shape {shape_text(shape)} but got: {shape_text(_shape(row))}"
+                    f"Expecting shape {shape_text(shape)} but got: {shape_text(found)}"
                 )
-            _collect(row, 0, shape, dtype, elements)
         except StatusError as error:
-            raise StatusError(
-                error.code,
-                f"Failed to process element: {number}{key} of 'instances' list. Error: {error}",
+            raise invalid_argument(
+                f"Failed to process element: {number}{key} of 'instances' list. Error: {error}"
             ) from error
     return _to_array(elements, [len(rows), *shape], dtype)
 

@@ -193,7 +193,9 @@ def test_inputs_that_do_not_fit_the_signature_never_reach_the_graph(stub):
         stub.Predict,
         predict_request(text=["a"]),
         INVALID,
-        "Sent extra: {text}. Missing but required: {query}.",
+        "Signature input alias: query(feed name: serving_default_query:0) not found in request and "
+        "no default value provided. Inputs expected to be in the request {text}, or default input "
+        "alias set: ",
     )
     fails(
         stub.Predict,
@@ -303,6 +305,11 @@ def test_an_error_in_the_graph_keeps_its_code(stub):
         predict_request("parse", text=["1.5", "one"]),
         INVALID,
         "StringToNumberOp could not correctly convert string: one",
+    )
+    with pytest.raises(grpc.RpcError) as raised:
+        stub.Predict(predict_request("parse", text=["one"]), timeout=TIMEOUT)
+    assert raised.value.details() == (
+        "StringToNumberOp could not correctly convert string: one\n\t [[{{node StringToNumber}}]]"
     )
     assert is_alive(stub)
 

@@ -173,6 +173,16 @@ def test_empty_columns_are_an_empty_batch(predict):
         ({"instances": [{"text": "a"}]}, "does not have named input: text"),
         ({"instances": [{"query": {"b64": 1}}]}, "not formatted correctly for base64 data"),
         ({"instances": ["a", ["b"]]}, "Expecting shape [] but got: [1]"),
+        (
+            {"instances": [["a"], ["b", "c"]]},
+            "Failed to process element: 1 of 'instances' list. Error: INVALID_ARGUMENT: "
+            "Expecting tensor size: 1 but got: 2",
+        ),
+        ({"instances": [["a", "b"], [["c"], ["d"]]]}, "Expecting shape [2] but got: [2,1]"),
+        (
+            {"instances": ["a", [["b"], "c"]]},
+            'Error: INVALID_ARGUMENT: JSON Value: "c" found at incorrect level: 2',
+        ),
         ({"instances": [["a"], ["b"]]}, "has shape [2,1], but [-1] is expected"),
         ({"inputs": "a"}, "has shape [], but [-1] is expected"),
         ({"inputs": {"text": ["a"]}}, "Missing named input: query in 'inputs' object."),
