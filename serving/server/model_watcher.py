@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.server.batching import BatchingOptions
-from serving.server.model_config import ModelConfig, select_versions
+from serving.server.model_config import ModelConfig, local_path, select_versions
 from serving.server.model_versions import ModelVersions
 from serving.server.servable import Servable
 from serving.server.signatures import Observer
@@ -152,7 +152,7 @@ class ModelWatcher:
     def _look(self, *, anew: bool = True) -> None:
         try:
             if anew:
-                self._on_disk = version_folders(self._config.base_path)
+                self._on_disk = version_folders(local_path(self._config.base_path))
             self._poll(self._on_disk)
         except Exception:
             # A folder that cannot be read for a moment must not end the watch.

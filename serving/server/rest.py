@@ -118,6 +118,8 @@ class RestApi:
         Raises:
           Exception: Whatever went wrong; `failure` makes an answer of it.
         """
+        if method == "OPTIONS":
+            return Answer(200, b"")
         if method in ("GET", "POST") and path == self._metrics_path:
             return Answer(200, self._metrics.page(), CONTENT_TYPE)
         if method == "POST" and (match := _PREDICTION_PATH.fullmatch(path)):

@@ -27,6 +27,7 @@ from serving.server.model_api import ModelApi
 from serving.server.model_config import (
     ModelServerConfig,
     check_model_config,
+    local_path,
     read_model_config,
     single_model_config,
 )
@@ -78,6 +79,7 @@ class ModelServer:
         port: int = 0,
         rest_port: int = 0,
         workers: int | None = None,
+        rest_workers: int | None = None,
         max_request_bytes: int = 64 << 20,
         max_pending: int = 1000,
         rest_timeout_seconds: float = 30.0,
@@ -105,6 +107,7 @@ class ModelServer:
           rest_port: The REST port; 0 takes a free one.
           workers: How many requests each transport has in hand at once. When None, four for each
             CPU, as in TF Serving, or two batches of them where requests are batched.
+          rest_workers: How many REST has, where not as many.
           max_request_bytes: Longer requests are refused, whatever they were compressed to.
           max_pending: How many requests may wait for that, on each transport; more are refused.
           rest_timeout_seconds: After this long a REST request is answered with 504.
@@ -182,7 +185,7 @@ class ModelServer:
             RestApi(api, metrics, metrics_path),
             calls,
             listener,
-            workers=workers,
+            workers=rest_workers or workers,
             max_pending=max_pending,
             max_body_bytes=max_request_bytes,
             timeout_seconds=rest_timeout_seconds,
@@ -221,7 +224,7 @@ class ModelServer:
     @property
     def base_paths(self) -> list[Path]:
         """The folders of the models that are served from the start."""
-        return [Path(model.base_path) for model in self._config.model_config_list.config]
+        return [local_path(model.base_path) for model in self._config.model_config_list.config]
 
     @property
     def serving_versions(self) -> dict[str, int | None]:
@@ -275,7 +278,11 @@ class ModelServer:
             self._health.set(service, status)
 
 
-def run_server(server: ModelServer, intra_op_threads: int | None = None) -> None:
+def run_server(
+    server: ModelServer,
+    intra_op_threads: int | None = None,
+    inter_op_threads: int | None = None,
+) -> None:
     """Serves until SIGTERM or SIGINT, then lets running requests finish; a second one kills.
 
     To be called in the main thread, where Python delivers signals, and before TensorFlow has
@@ -285,11 +292,14 @@ def run_server(server: ModelServer, intra_op_threads: int | None = None) -> None
     Args:
       server: A server that was not started.
       intra_op_threads: How many threads share one operation; see `set_up_tensorflow`.
+      inter_op_threads: How many operations are run at once; see `set_up_tensorflow`.
 
     Raises:
       InputError: A label names a version that could not be loaded.
     """
-    set_up_tensorflow(*server.base_paths, intra_op_threads=intra_op_threads)
+    set_up_tensorflow(
+        *server.base_paths, intra_op_threads=intra_op_threads, inter_op_threads=inter_op_threads
+    )
     # What was imported stays. Taken out of the garbage collector's sight, it no longer makes
     # every collection stop all threads for a quarter of a second.
     gc.collect()

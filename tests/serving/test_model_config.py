@@ -28,7 +28,7 @@ from towers.errors import InputError
 POLL = LoadOptions(poll_seconds=0.05)
 
 
-def entry(name: str, base: Path, extra: str = "") -> str:
+def entry(name: str, base: Path | str, extra: str = "") -> str:
     return f'config {{ name: "{name}" base_path: "{base}" model_platform: "tensorflow" {extra} }}\n'
 
 
@@ -359,7 +359,7 @@ def test_the_flags_of_tensorflow_serving(tmp_path, publish, start_server):
     publish(tmp_path / "a", 1)
     config = tmp_path / "models.config"
     config.write_text(
-        listing(entry("a", tmp_path / "a", 'version_labels { key: "stable" value: 1 }'))
+        listing(entry("a", f"file://{tmp_path / 'a'}", 'version_labels { key: "stable" value: 1 }'))
     )
     monitoring, tokens = tmp_path / "monitoring.config", tmp_path / "tokens"
     monitoring.write_text('prometheus_config { enable: true path: "/metrics" }')
@@ -371,6 +371,9 @@ def test_the_flags_of_tensorflow_serving(tmp_path, publish, start_server):
         "--enable_model_warmup=false",
         "--allow_version_labels_for_unavailable_models",
         "--max_num_load_retries=1",
+        "--rest_api_num_threads=3",
+        "--flush_filesystem_caches=false",
+        "--tensorflow_inter_op_parallelism=2",
         "--rest_api_timeout_in_ms=20000",
         "--grpc_channel_arguments=grpc.max_connection_age_ms=2000",
         f"--monitoring_config_file={monitoring}",

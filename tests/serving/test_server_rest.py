@@ -314,6 +314,14 @@ def test_paths_outside_the_api_are_not_found(call, method):
         error(call(path, b"{}", method=method), 404)
 
 
+def test_options_are_answered(shop_server):
+    connection = http.client.HTTPConnection("127.0.0.1", shop_server.rest_port, timeout=30)
+    connection.request("OPTIONS", "/v1/models/shop:predict")
+    response = connection.getresponse()
+    assert (response.status, response.read()) == (200, b"")
+    connection.close()
+
+
 def test_the_metrics_may_be_posted_for(shop_server):
     connection = http.client.HTTPConnection("127.0.0.1", shop_server.rest_port, timeout=30)
     connection.request("POST", "/monitoring/prometheus/metrics", b"")
