@@ -121,7 +121,7 @@ class HttpServer:
         except web.HTTPRequestEntityTooLarge:
             raise self._too_long() from None
         encoding = request.headers.get("Content-Encoding", "identity").lower()
-        if encoding == "identity":
+        if encoding == "identity" or not body:
             return body
         if encoding not in ("gzip", "deflate"):
             raise invalid_argument(f"Content-Encoding {encoding} is not gzip or deflate")
