@@ -274,7 +274,7 @@ class ModelServer:
         self.stop()
 
     def _set_health(self, status: int) -> None:
-        for service in (health.OVERALL_HEALTH, *SERVICE_NAMES, *_SERVICES_OF_TF_SERVING):
+        for service in (*SERVICE_NAMES, *_SERVICES_OF_TF_SERVING, health.OVERALL_HEALTH):
             self._health.set(service, status)
 
 

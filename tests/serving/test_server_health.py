@@ -78,9 +78,13 @@ def test_a_server_that_stops_says_so_first(tmp_path, publish):
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(watched).status == SERVING
+        method = "/tensorflow.serving.PredictionService/Predict"
+        silent = channel.stream_unary(method).future(iter(threading.Event().wait, True))
+        time.sleep(0.2)
         started = time.monotonic()
         server.stop()
-        assert time.monotonic() - started < 10, "a watch is not waited for"
+        assert time.monotonic() - started < 10, "neither was to be waited for"
+        assert silent.code() == grpc.StatusCode.CANCELLED
         assert next(watched).status == NOT_SERVING
         assert isinstance(watched.exception(), grpc.RpcError)
 
