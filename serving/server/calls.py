@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import grpc
+
 from serving.server.access import Access
 from serving.server.metrics import Metrics
 from serving.server.status import StatusError
+
+TOO_MANY = "Too many requests are waiting to be answered; try again later."
 
 _log = logging.getLogger("towers.requests")
 _MAX_TEXT = 2000
@@ -31,6 +37,35 @@ class Caller:
     address: str
     authorization: str | None
     entrypoint: str
+
+
+class WorkLimit:
+    """Lets some calls be worked on at once and some wait for that. Safe to use from any thread."""
+
+    def __init__(self, workers: int, max_pending: int) -> None:
+        """Makes a limit.
+
+        Args:
+          workers: How many calls are worked on at once.
+          max_pending: How many more may wait; others are refused.
+        """
+        self._workers = threading.Semaphore(workers)
+        self._places = threading.Semaphore(workers + max_pending)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits for the turn of a call, and frames its work.
+
+        Raises:
+          StatusError: RESOURCE_EXHAUSTED, where too many wait.
+        """
+        if not self._places.acquire(blocking=False):
+            raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY)
+        try:
+            with self._workers:
+                yield
+        finally:
+            self._places.release()
 
 
 class Calls:
@@ -81,6 +116,9 @@ class Calls:
         try:
             self._access.check(caller.authorization, caller.address)
             yield
+        except asyncio.CancelledError:  # the client has gone
+            status = grpc.StatusCode.CANCELLED.name
+            raise
         except Exception as error:
             status = StatusError.wrap(error).code.name
             raise
@@ -88,7 +126,9 @@ class Calls:
             seconds = time.perf_counter() - started
             if api in _COUNTED:
                 known = model if self._is_model(model) else ""
-                self._metrics.request(known, api, caller.entrypoint, status, seconds)
+                # In TF Serving, too, it is the method in the URL over REST.
+                label = api.lower() if caller.entrypoint == "REST" else api
+                self._metrics.request(known, label, caller.entrypoint, status, seconds)
             if self._log_requests:
                 record = {
                     "api": api,

@@ -20,7 +20,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving.server.calls import Caller, Calls
+from serving.server.calls import Caller, Calls, WorkLimit
 from serving.server.model_api import ModelApi
 from serving.server.status import StatusError
 
@@ -45,16 +45,17 @@ _Response = TypeVar("_Response")
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Predict, Classify, Regress, MultiInference and GetModelMetadata."""
 
-    def __init__(self, api: ModelApi, calls: Calls) -> None:
+    def __init__(self, api: ModelApi, calls: Calls, limit: WorkLimit) -> None:
         """Makes the service."""
         self._api = api
         self._calls = calls
+        self._limit = limit
 
     def Predict(
         self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
     ) -> predict_pb2.PredictResponse:
         """Answers a PredictRequest."""
-        return _answer(self._calls, self._api.predict, request, context)
+        return _answer(self._calls, self._limit, self._api.predict, request, context)
 
     def GetModelMetadata(
         self,
@@ -62,7 +63,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         context: grpc.ServicerContext,
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         """Answers with the SignatureDefs."""
-        return _answer(self._calls, self._api.get_model_metadata, request, context)
+        return _answer(self._calls, self._limit, self._api.get_model_metadata, request, context)
 
     def Classify(
         self,
@@ -70,28 +71,29 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         context: grpc.ServicerContext,
     ) -> classification_pb2.ClassificationResponse:
         """Answers a ClassificationRequest."""
-        return _answer(self._calls, self._api.classify, request, context)
+        return _answer(self._calls, self._limit, self._api.classify, request, context)
 
     def Regress(
         self, request: regression_pb2.RegressionRequest, context: grpc.ServicerContext
     ) -> regression_pb2.RegressionResponse:
         """Answers a RegressionRequest."""
-        return _answer(self._calls, self._api.regress, request, context)
+        return _answer(self._calls, self._limit, self._api.regress, request, context)
 
     def MultiInference(
         self, request: inference_pb2.MultiInferenceRequest, context: grpc.ServicerContext
     ) -> inference_pb2.MultiInferenceResponse:
         """Answers a MultiInferenceRequest."""
-        return _answer(self._calls, self._api.multi_inference, request, context)
+        return _answer(self._calls, self._limit, self._api.multi_inference, request, context)
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """GetModelStatus and HandleReloadConfigRequest."""
 
-    def __init__(self, api: ModelApi, calls: Calls) -> None:
+    def __init__(self, api: ModelApi, calls: Calls, limit: WorkLimit) -> None:
         """Makes the service."""
         self._api = api
         self._calls = calls
+        self._limit = limit
 
     def GetModelStatus(
         self,
@@ -99,7 +101,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         context: grpc.ServicerContext,
     ) -> get_model_status_pb2.GetModelStatusResponse:
         """Answers with the states of the model's versions."""
-        return _answer(self._calls, self._api.get_model_status, request, context)
+        return _answer(self._calls, self._limit, self._api.get_model_status, request, context)
 
     def HandleReloadConfigRequest(
         self,
@@ -107,22 +109,26 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         context: grpc.ServicerContext,
     ) -> model_management_pb2.ReloadConfigResponse:
         """Serves the models of another ModelServerConfig from now on."""
-        return _answer(self._calls, self._api.reload_config, request, context)
+        return _answer(self._calls, self._limit, self._api.reload_config, request, context)
 
 
 def _answer(
     calls: Calls,
+    limit: WorkLimit,
     call: Callable[[_Request], _Response],
     request: _Request,
     context: grpc.ServicerContext,
 ) -> _Response:
-    if not context.is_active():  # it was cancelled, or its deadline passed, while it waited
-        context.abort(grpc.StatusCode.CANCELLED, "Cancelled before the request was begun")
     caller = Caller(_address(context.peer()), _authorization(context), "GRPC")
     try:
-        with calls.around(
+        around = calls.around(
             caller, _model_name(request), _NAMES[type(request)], lambda: str(request)
-        ):
+        )
+        with around, limit.turn():
+            if not context.is_active():  # it was cancelled, or its deadline passed
+                raise StatusError(
+                    grpc.StatusCode.CANCELLED, "Cancelled before the request was begun"
+                )
             return call(request)
     except StatusError as error:
         status = error

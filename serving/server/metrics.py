@@ -75,7 +75,7 @@ class Metrics:
 
         Args:
           model: The model's name.
-          api: The call: Predict, Classify, Regress or MultiInference.
+          api: The call: Predict, Classify, Regress or MultiInference; predict, ... over REST.
           entrypoint: GRPC or REST.
           status: The name of the canonical code; the time taken counts where it is OK.
           seconds: How long it took.
@@ -104,7 +104,8 @@ class _ModelMetrics:
 
     def ran(self, api: str, seconds: float, outputs: Mapping[str, np.ndarray]) -> None:
         """Counts a run, and the queries for which nothing was found."""
-        self._runtime.labels(self._model, api, "TF2").observe(seconds * 1e6)
+        # TF Serving calls it TF1 whatever made the SavedModel, unless it runs TFRT.
+        self._runtime.labels(self._model, api, "TF1").observe(seconds * 1e6)
         item_ids = outputs.get("item_ids")
         if item_ids is not None and item_ids.ndim == 2 and item_ids.shape[1]:
             self._empty.inc(sum(not item_id for item_id in item_ids[:, 0]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import grpc
 from tensorflow_serving.config import model_server_config_pb2
@@ -36,6 +36,11 @@ def single_model_config(name: str, base_path: str | Path) -> ModelServerConfig:
     return config
 
 
+def local_path(base_path: str) -> Path:
+    """Returns a model's folder, which may stand as file:// URI."""
+    return Path(base_path.removeprefix("file://"))
+
+
 def check_model_config(config: ModelServerConfig) -> dict[str, ModelConfig]:
     """Returns the models of a configuration by name.
 
@@ -56,7 +61,7 @@ def check_model_config(config: ModelServerConfig) -> dict[str, ModelConfig]:
             raise invalid_argument(
                 f"Illegal to list model {model.name} multiple times in config list"
             )
-        if not PurePath(model.base_path).is_absolute():
+        if not local_path(model.base_path).is_absolute():
             raise invalid_argument(
                 f"Expected model {model.name} to have an absolute path or URI; "
                 f"got base_path()={model.base_path}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -49,9 +49,15 @@ class ModelVersions:
     Safe to use from any thread.
     """
 
-    def __init__(self, name: str) -> None:
-        """Makes a model without versions."""
+    def __init__(self, name: str, on_publish: Callable[[], None] | None = None) -> None:
+        """Makes a model without versions.
+
+        Args:
+          name: The model's name.
+          on_publish: Called whenever a version has become available.
+        """
         self.name = name
+        self._on_publish = on_publish
         self._changed = threading.Condition()
         self._live: dict[int, _Live] = {}
         self._statuses: dict[int, VersionStatus] = {}
@@ -116,6 +122,8 @@ class ModelVersions:
         with self._changed:
             self._live[servable.version] = _Live(servable)
             self._set(VersionStatus(servable.version, _State.AVAILABLE))
+        if self._on_publish:
+            self._on_publish()
 
     def fail(self, version: int, error: StatusError) -> None:
         """Records that a version could not be loaded, and why."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.server.batching import BatchingOptions
-from serving.server.model_config import ModelConfig, select_versions
+from serving.server.model_config import ModelConfig, local_path, select_versions
 from serving.server.model_versions import ModelVersions
 from serving.server.servable import Servable
 from serving.server.signatures import Observer
@@ -97,6 +98,7 @@ class ModelWatcher:
         self._versions = versions
         self._options = options
         self._failures: dict[int, _Failure] = {}
+        self._on_disk: dict[int, Path] = {}
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"watch-{config.name}", daemon=True)
@@ -133,31 +135,42 @@ class ModelWatcher:
 
     def _run(self) -> None:
         while True:
-            self._wake.wait(self._options.poll_seconds or None)
+            woken = self._wake.wait(self._seconds_to_wait())
             self._wake.clear()
             if self._stopping.is_set():
                 return
-            self._look()
+            self._look(anew=woken or self._options.poll_seconds > 0)
 
-    def _look(self) -> None:
+    def _seconds_to_wait(self) -> float | None:
+        """Returns when to look again; None where nothing but another configuration can matter."""
+        if self._options.poll_seconds:
+            return self._options.poll_seconds
+        # The folder is looked at once, but what is there is to be loaded: retries go on.
+        next_attempt = min((f.next_attempt for f in self._failures.values()), default=math.inf)
+        return max(0.0, next_attempt - time.monotonic()) if next_attempt < math.inf else None
+
+    def _look(self, *, anew: bool = True) -> None:
         try:
-            self._poll()
+            if anew:
+                self._on_disk = version_folders(local_path(self._config.base_path))
+            self._poll(self._on_disk)
         except Exception:
             # A folder that cannot be read for a moment must not end the watch.
             _log.exception("model %s: could not look for versions", self._versions.name)
 
-    def _poll(self) -> None:
-        on_disk = version_folders(self._config.base_path)
+    def _poll(self, on_disk: dict[int, Path]) -> None:
         self._versions.forget_ended(keep=on_disk)
-        self._failures = {v: f for v, f in self._failures.items() if v in on_disk}
         candidates, count = select_versions(self._config.model_version_policy, on_disk)
         loaded = self._versions.live
         served: list[int] = []
+        tried: set[int] = set()
         for version in candidates:
+            tried.add(version)
             if version in loaded or self._load(version, on_disk[version]):
                 served.append(version)
             if len(served) == count or self._stopping.is_set():
                 break
+        self._failures = {v: f for v, f in self._failures.items() if v in tried}
         if served:
             for version in sorted(loaded - set(served)):
                 self._versions.retire(version)
@@ -184,7 +197,7 @@ class ModelWatcher:
             _log.info("model %s: version %d serves (%d warm-up requests)", name, version, replayed)
             return True
         again = attempts < self._options.max_retries
-        next_attempt = time.monotonic() + self._options.retry_seconds if again else float("inf")
+        next_attempt = time.monotonic() + self._options.retry_seconds if again else math.inf
         self._failures[version] = _Failure(files, attempts + 1, next_attempt)
         self._versions.fail(version, status)
         _log.error("model %s: version %d cannot be served: %s", name, version, status)

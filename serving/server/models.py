@@ -10,7 +10,12 @@ from contextlib import AbstractContextManager
 import grpc
 from tensorflow_serving.apis import model_pb2
 
-from serving.server.model_config import ModelServerConfig, check_labels, check_model_config
+from serving.server.model_config import (
+    ModelConfig,
+    ModelServerConfig,
+    check_labels,
+    check_model_config,
+)
 from serving.server.model_versions import ModelVersions, VersionStatus
 from serving.server.model_watcher import LoadOptions, ModelWatcher
 from serving.server.servable import Servable
@@ -31,6 +36,7 @@ class Models:
         options: LoadOptions,
         observer: Callable[[str], Observer],
         *,
+        on_complete: Callable[[], None] | None = None,
         labels_for_unavailable: bool = False,
     ) -> None:
         """Makes an empty set of models.
@@ -38,10 +44,12 @@ class Models:
         Args:
           options: How versions are found and loaded.
           observer: Gives for a model what the runs of its graphs are told to.
+          on_complete: Called when every model has a version to serve; again with each new version.
           labels_for_unavailable: Whether a new label may name a version that is not available.
         """
         self._options = options
         self._observer = observer
+        self._on_complete = on_complete
         self._labels_for_unavailable = labels_for_unavailable
         self._changing = threading.Lock()
         # Models that were taken out stay here, without versions that serve: their states are told.
@@ -76,11 +84,9 @@ class Models:
         models = check_model_config(config)
         with self._changing:
             for name, model in models.items():
-                self._models[name] = ModelVersions(name)
-                self._watchers[name] = ModelWatcher(
-                    model, self._models[name], self._options, self._observer(name)
-                )
-                self._watchers[name].start()
+                self._add(name, model)
+            for watcher in self._watchers.values():
+                watcher.start()
             self._labels = {
                 name: check_labels(
                     model,
@@ -118,18 +124,20 @@ class Models:
             for name in self._watchers.keys() - models.keys():
                 # In the background: a request in flight may take long.
                 threading.Thread(target=self._watchers.pop(name).unload, daemon=True).start()
-            missing = []
+            new = [name for name in models if name not in self._watchers]
             for name, model in models.items():
-                if name in self._watchers:
+                if name in new:
+                    self._add(name, model)
+                else:
                     self._watchers[name].configure(model)
-                    continue
-                versions = self._models[name] = ModelVersions(name)
-                self._watchers[name] = ModelWatcher(
-                    model, versions, self._options, self._observer(name)
-                )
+            for name in new:
                 self._watchers[name].start()
-                if versions.newest is None:
-                    missing.append(_why_missing(versions))
+            missing = [
+                _why_missing(self._models[name])
+                for name in new
+                if self._models[name].newest is None
+            ]
+        self._tell_if_complete()  # what was missing may be listed no more
         _log.info("models: %s", ", ".join(models) or "none")
         if missing:
             raise StatusError(
@@ -167,6 +175,15 @@ class Models:
         """Returns the state of each version seen of a model, the newest version first."""
         model = self._models.get(name)
         return model.statuses() if model else []
+
+    def _add(self, name: str, model: ModelConfig) -> None:
+        """Adds a model, whose watcher is to be started when all are there."""
+        versions = self._models[name] = ModelVersions(name, self._tell_if_complete)
+        self._watchers[name] = ModelWatcher(model, versions, self._options, self._observer(name))
+
+    def _tell_if_complete(self) -> None:
+        if self._on_complete and None not in self.newest.values():
+            self._on_complete()
 
 
 def _why_missing(versions: ModelVersions) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -19,11 +18,10 @@ from tensorflow_serving.apis import (
 )
 
 from serving.server import rest_examples, rest_json
-from serving.server.calls import Caller, Calls
 from serving.server.metrics import CONTENT_TYPE, Metrics
 from serving.server.model_api import SIGNATURE_DEF, ModelApi
 from serving.server.servable import DEFAULT_SIGNATURE
-from serving.server.status import StatusError, invalid_argument
+from serving.server.status import StatusError, invalid_argument, not_found
 
 _MAX_INT64 = 2**63 - 1
 _VERSION = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
@@ -51,8 +49,6 @@ _HTTP_STATUS = {
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
 
-_log = logging.getLogger(__name__)
-
 
 class Answer(NamedTuple):
     """An HTTP response.
@@ -68,70 +64,86 @@ class Answer(NamedTuple):
     content_type: str = "application/json"
 
 
+class Call(NamedTuple):
+    """What a method and a path ask for.
+
+    Attributes:
+      model: The model named; empty where none is.
+      api: The call's name, such as Predict; empty where it is none.
+    """
+
+    model: str
+    api: str
+
+
 class RestApi:
     """Answers HTTP requests, given as method, path and body."""
 
-    def __init__(
-        self, api: ModelApi, calls: Calls, metrics: Metrics, metrics_path: str | None
-    ) -> None:
+    def __init__(self, api: ModelApi, metrics: Metrics, metrics_path: str | None) -> None:
         """Makes the REST face of an API.
 
         Args:
           api: The calls themselves.
-          calls: What happens around each.
           metrics: What is shown under `metrics_path`.
           metrics_path: The path of the metrics; None where they are not shown.
         """
         self._api = api
-        self._calls = calls
         self._metrics = metrics
         self._metrics_path = metrics_path
 
-    def handle(self, method: str, path: str, body: bytes, caller: Caller) -> Answer:
+    def call(self, method: str, path: str) -> Call:
+        """Says what a request is for, whether it can be answered or not.
+
+        Args:
+          method: The HTTP method.
+          path: The path as it was sent, still percent-encoded, without the query.
+        """
+        if path == self._metrics_path:
+            return Call("", "Metrics")
+        if method == "POST" and (match := _PREDICTION_PATH.fullmatch(path)):
+            return Call(unquote(match["model"]), match["method"].capitalize())
+        if method == "GET" and (match := _MODEL_PATH.fullmatch(path)):
+            api = "GetModelMetadata" if match["metadata"] else "GetModelStatus"
+            return Call(unquote(match["model"] or ""), api)
+        return Call("", "")
+
+    def handle(self, method: str, path: str, body: bytes) -> Answer:
         """Answers one request.
 
         Args:
           method: The HTTP method.
           path: The path as it was sent, still percent-encoded, without the query.
           body: The body, decompressed.
-          caller: Who asks.
 
-        Returns:
-          The answer; failures are `{"error": "..."}`.
+        Raises:
+          Exception: Whatever went wrong; `failure` makes an answer of it.
         """
-        try:
-            if method == "GET" and path == self._metrics_path:
-                with self._calls.around(caller, "", "Metrics", str):
-                    return Answer(200, self._metrics.page(), CONTENT_TYPE)
-            return Answer(200, self._dispatch(method, path, body, caller))
-        except StatusError as error:
-            return Answer(_HTTP_STATUS.get(error.code, 500), rest_json.write_error(error.message))
-        except Exception as error:
-            _log.exception("a request failed in the server")
-            return Answer(500, rest_json.write_error(StatusError.wrap(error).message))
-
-    def _dispatch(self, method: str, path: str, body: bytes, caller: Caller) -> bytes:
+        if method == "OPTIONS":
+            return Answer(200, b"")
+        if method in ("GET", "POST") and path == self._metrics_path:
+            return Answer(200, self._metrics.page(), CONTENT_TYPE)
         if method == "POST" and (match := _PREDICTION_PATH.fullmatch(path)):
             answer = {
                 "predict": self._predict,
                 "classify": self._classify,
                 "regress": self._regress,
             }[match["method"].lower()]
-            spec, api = _model_spec(match), match["method"].capitalize()
-            with self._calls.around(
-                caller, spec.name, api, lambda: body.decode("utf-8", "replace")
-            ):
-                return answer(spec, body)
+            return Answer(200, answer(_model_spec(match), body))
         if method == "GET" and (match := _MODEL_PATH.fullmatch(path)):
             if not match["model"]:
                 raise invalid_argument("Missing model name in request.")
             spec = _model_spec(match)
-            if match["metadata"]:
-                with self._calls.around(caller, spec.name, "GetModelMetadata", str):
-                    return self._metadata(spec)
-            with self._calls.around(caller, spec.name, "GetModelStatus", str):
-                return self._status(spec)
+            return Answer(200, self._metadata(spec) if match["metadata"] else self._status(spec))
+        if not path.lower().startswith("/v1/"):
+            raise not_found(f"There is nothing at {path}")
         raise invalid_argument(f"Malformed request: {method} {path}")
+
+    @staticmethod
+    def failure(error: Exception) -> Answer:
+        """Returns the answer `{"error": "..."}` for what went wrong."""
+        status = StatusError.wrap(error)
+        http_status = status.http_status or _HTTP_STATUS.get(status.code, 500)
+        return Answer(http_status, rest_json.write_error(status.message))
 
     def _predict(self, spec: model_pb2.ModelSpec, body: bytes) -> bytes:
         document = rest_json.parse_document(body)

@@ -99,7 +99,7 @@ def read_rows(document: Mapping[str, Any], specs: Mapping[str, InputSpec]) -> di
         raise format_error(document, "Expecting 'instances' to be an list/array")
     if not instances:
         raise format_error(document, "No values in 'instances' array")
-    if not isinstance(instances[0], dict) and len(specs) > 1:
+    if not _is_named(instances[0]) and len(specs) > 1:
         raise invalid_argument(
             "instances is a plain list, but expecting list of objects as multiple input tensors "
             "required as per tensorinfo_map"
@@ -136,6 +136,8 @@ def read_columns(
 ) -> dict[str, np.ndarray]:
     """Reads inputs in column format: one whole tensor, or an object of whole tensors.
 
+    Names that are no inputs are passed over, as in TF Serving, which does not do so in row format.
+
     Raises:
       StatusError: INVALID_ARGUMENT, where an input is missing, ragged, or of the wrong type.
     """
@@ -144,8 +146,6 @@ def read_columns(
         for name in specs:
             if name not in inputs:
                 raise invalid_argument(f"Missing named input: {name} in 'inputs' object.")
-        for name in inputs.keys() - specs.keys():
-            raise invalid_argument(f"JSON object: does not have named input: {name}")
         return {name: _tensor(inputs[name], spec.dtype) for name, spec in specs.items()}
     if len(specs) > 1:
         raise invalid_argument(
@@ -217,17 +217,23 @@ def _stack(rows: list[Any], dtype: tf.DType, key: str) -> np.ndarray:
     """Makes one tensor of the rows of one input, which must agree in shape."""
     elements: list[Any] = []
     shape = _shape(rows[0])
+    size = 0
     for number, row in enumerate(rows):
+        start = len(elements)
         try:
-            if _shape(row) != shape:
+            found = _shape(row)
+            _collect(row, 0, found, dtype, elements)
+            got = len(elements) - start
+            size = size if number else got
+            if got != size:
+                raise invalid_argument(f"Expecting tensor size: {size} but got: {got}")
+            if found != shape:
                 raise invalid_argument(
-                    f"Expecting shape {shape_text(shape)} but got: {shape_text(_shape(row))}"
+                    f"Expecting shape {shape_text(shape)} but got: {shape_text(found)}"
                 )
-            _collect(row, 0, shape, dtype, elements)
         except StatusError as error:
-            raise StatusError(
-                error.code,
-                f"Failed to process element: {number}{key} of 'instances' list. Error: {error}",
+            raise invalid_argument(
+                f"Failed to process element: {number}{key} of 'instances' list. Error: {error}"
             ) from error
     return _to_array(elements, [len(rows), *shape], dtype)
 

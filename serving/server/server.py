@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_p
 from serving.loading import GRAPH_FILE
 from serving.server.access import Access
 from serving.server.batching import BatchingOptions
-from serving.server.calls import Calls
+from serving.server.calls import Calls, WorkLimit
 from serving.server.config_watcher import ConfigWatcher
 from serving.server.grpc_service import ModelService, PredictionService
 from serving.server.http_server import HttpServer
@@ -26,11 +27,13 @@ from serving.server.model_api import ModelApi
 from serving.server.model_config import (
     ModelServerConfig,
     check_model_config,
+    local_path,
     read_model_config,
     single_model_config,
 )
 from serving.server.model_watcher import LoadOptions
 from serving.server.models import Models
+from serving.server.open_calls import OpenCalls
 from serving.server.reflection import SERVICE_NAMES, add_reflection
 from serving.server.rest import RestApi
 from serving.server.status import StatusError
@@ -42,7 +45,10 @@ from towers.errors import InputError
 DEFAULT_PORT = 8500
 DEFAULT_REST_PORT = 8501
 _MAX_WORKERS = 64
+_SPARE_CALLS = 256  # over gRPC, whose message has not come, or for health and reflection
 _SERVICES_OF_TF_SERVING = ("PredictionService", "ModelService")  # so called by its health service
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _GRPC_OPTIONS: dict[str, int | str] = {
     "grpc.max_send_message_length": -1,
     # Otherwise Linux lets two servers share a port, and each gets half of the requests.
@@ -73,9 +79,11 @@ class ModelServer:
         port: int = 0,
         rest_port: int = 0,
         workers: int | None = None,
+        rest_workers: int | None = None,
         max_request_bytes: int = 64 << 20,
         max_pending: int = 1000,
         rest_timeout_seconds: float = 30.0,
+        message_seconds: float = 60.0,
         ssl_config_file: str | Path | None = None,
         grpc_channel_arguments: str = "",
         monitoring_config_file: str | Path | None = None,
@@ -83,6 +91,7 @@ class ModelServer:
         log_requests: bool = False,
         log_query_text: bool = False,
         drain_seconds: float = 30.0,
+        lame_duck_seconds: float = 0.0,
     ) -> None:
         """Takes the ports; nothing is loaded or answered before `start`.
 
@@ -98,9 +107,11 @@ class ModelServer:
           rest_port: The REST port; 0 takes a free one.
           workers: How many requests each transport has in hand at once. When None, four for each
             CPU, as in TF Serving, or two batches of them where requests are batched.
+          rest_workers: How many REST has, where not as many.
           max_request_bytes: Longer requests are refused, whatever they were compressed to.
           max_pending: How many requests may wait for that, on each transport; more are refused.
           rest_timeout_seconds: After this long a REST request is answered with 504.
+          message_seconds: A gRPC call that sends no message for so long is ended.
           ssl_config_file: An SSLConfig in text form: TLS on the gRPC port. The REST port stays
             without, as in TF Serving.
           grpc_channel_arguments: NAME=VALUE, with commas between.
@@ -110,6 +121,8 @@ class ModelServer:
           log_requests: Whether each call is logged, without what was asked.
           log_query_text: Whether what was asked is logged, too.
           drain_seconds: How long `stop` waits for requests that are being answered.
+          lame_duck_seconds: How long before that `stop` goes on to take requests, while health says
+            NOT_SERVING: until those who balance the load have noticed.
 
         Raises:
           InputError: Neither folder nor configuration file is given, the folder cannot hold
@@ -131,10 +144,16 @@ class ModelServer:
         loading = loading or LoadOptions()
         workers = workers or _workers(loading.batching)
         self.drain_seconds = drain_seconds
+        self._lame_duck_seconds = lame_duck_seconds
+        self._health = health.HealthServicer()
+        # Until each model has a version. Models that are added later do not take it back: the
+        # others are served while they are loaded.
+        self._set_health(_NOT_SERVING)
         metrics = Metrics()
         self._models = Models(
             loading,
             metrics.observer,
+            on_complete=lambda: self._set_health(_SERVING),
             labels_for_unavailable=labels_for_unavailable,
         )
         metrics.watch(self._models)
@@ -163,26 +182,32 @@ class ModelServer:
         listener = self._listener = _bind(host, rest_port)
         self.rest_port: int = listener.getsockname()[1]
         self._http = HttpServer(
-            RestApi(api, calls, metrics, metrics_path).handle,
+            RestApi(api, metrics, metrics_path),
+            calls,
             listener,
-            workers=workers,
+            workers=rest_workers or workers,
             max_pending=max_pending,
             max_body_bytes=max_request_bytes,
             timeout_seconds=rest_timeout_seconds,
             drain_seconds=drain_seconds,
         )
+        self._open_calls = OpenCalls(message_seconds)
+        limit = WorkLimit(workers, max_pending)
+        # A thread for each call, made when first needed: a call takes one before its message is
+        # there, and those that send none must not keep the others from their turn.
+        threads = workers + max_pending + _SPARE_CALLS
         self._grpc = grpc.server(
-            ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
+            ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
+            interceptors=[self._open_calls],
             options=list(options.items()),
-            maximum_concurrent_rpcs=workers + max_pending,
+            maximum_concurrent_rpcs=threads,
         )
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(api, calls), self._grpc
+            PredictionService(api, calls, limit), self._grpc
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(api, calls), self._grpc
+            ModelService(api, calls, limit), self._grpc
         )
-        self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         add_reflection(self._grpc)
         try:
@@ -199,7 +224,7 @@ class ModelServer:
     @property
     def base_paths(self) -> list[Path]:
         """The folders of the models that are served from the start."""
-        return [Path(model.base_path) for model in self._config.model_config_list.config]
+        return [local_path(model.base_path) for model in self._config.model_config_list.config]
 
     @property
     def serving_versions(self) -> dict[str, int | None]:
@@ -221,17 +246,20 @@ class ModelServer:
             raise InputError(error.message) from error
         if self._config_watcher:
             self._config_watcher.start()
-        for service in (health.OVERALL_HEALTH, *SERVICE_NAMES, *_SERVICES_OF_TF_SERVING):
-            self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._open_calls.start()
         self._grpc.start()
         self._http.start()
 
     def stop(self) -> None:
         """Takes no new requests, answers those it has, and ends."""
         self._health.enter_graceful_shutdown()
-        grpc_stopped = self._grpc.stop(self.drain_seconds)
+        time.sleep(self._lame_duck_seconds)
+        deadline = time.monotonic() + self.drain_seconds
+        self._grpc.stop(self.drain_seconds)
         self._http.stop()
-        grpc_stopped.wait()
+        self._open_calls.drain(deadline - time.monotonic())
+        self._grpc.stop(None).wait()  # streams, such as those that watch the health, end here
+        self._open_calls.stop()
         if self._config_watcher:
             self._config_watcher.stop()
         self._models.stop()
@@ -245,8 +273,16 @@ class ModelServer:
         """Stops the server."""
         self.stop()
 
+    def _set_health(self, status: int) -> None:
+        for service in (*SERVICE_NAMES, *_SERVICES_OF_TF_SERVING, health.OVERALL_HEALTH):
+            self._health.set(service, status)
 
-def run_server(server: ModelServer, intra_op_threads: int | None = None) -> None:
+
+def run_server(
+    server: ModelServer,
+    intra_op_threads: int | None = None,
+    inter_op_threads: int | None = None,
+) -> None:
     """Serves until SIGTERM or SIGINT, then lets running requests finish; a second one kills.
 
     To be called in the main thread, where Python delivers signals, and before TensorFlow has
@@ -256,11 +292,14 @@ def run_server(server: ModelServer, intra_op_threads: int | None = None) -> None
     Args:
       server: A server that was not started.
       intra_op_threads: How many threads share one operation; see `set_up_tensorflow`.
+      inter_op_threads: How many operations are run at once; see `set_up_tensorflow`.
 
     Raises:
       InputError: A label names a version that could not be loaded.
     """
-    set_up_tensorflow(*server.base_paths, intra_op_threads=intra_op_threads)
+    set_up_tensorflow(
+        *server.base_paths, intra_op_threads=intra_op_threads, inter_op_threads=inter_op_threads
+    )
     # What was imported stays. Taken out of the garbage collector's sight, it no longer makes
     # every collection stop all threads for a quarter of a second.
     gc.collect()

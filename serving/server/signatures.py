@@ -86,6 +86,7 @@ class Signature:
         self._function = function
         self._compute: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = self._run_graph
         self._is_by_row = _is_by_row(definition)
+        self._feed_names = {name: info.name for name, info in definition.inputs.items()}
         self._defaults = {
             name: array_from_proto(proto, name) for name, proto in definition.defaults.items()
         }
@@ -153,11 +154,23 @@ class Signature:
     def _check_names(self, inputs: Mapping[str, np.ndarray]) -> None:
         extra = inputs.keys() - self.inputs.keys()
         missing = self.inputs.keys() - inputs.keys() - self._defaults.keys()
-        if extra or missing:
+        if len(inputs) != len(self.inputs) and (extra or missing):
             raise invalid_argument(
                 f"input size does not match signature: {len(inputs)}!={len(self.inputs)} "
                 f"len({_braces(inputs)}) != len({_braces(self.inputs)}). "
                 f"Sent extra: {_braces(extra)}. Missing but required: {_braces(missing)}."
+            )
+        for name in sorted(missing):
+            raise invalid_argument(
+                f"Signature input alias: {name}(feed name: {self._feed_names[name]}) not found in "
+                "request and no default value provided. Inputs expected to be in the request "
+                f"{_braces(inputs)}, or default input alias set: {','.join(sorted(self._defaults))}"
+            )
+        if extra:
+            raise invalid_argument(
+                "Inputs contains invalid name. Used request inputs: "
+                f"{','.join(sorted(inputs.keys() - extra))}, "
+                f"request input: {','.join(sorted(inputs))}"
             )
 
     def _check_tensor(self, position: int, name: str, spec: InputSpec, array: np.ndarray) -> None:

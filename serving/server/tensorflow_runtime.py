@@ -15,7 +15,11 @@ from serving.versions import version_folders
 _FROZEN_WEIGHTS = "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"
 
 
-def set_up_tensorflow(*model_base_paths: str | Path, intra_op_threads: int | None = None) -> None:
+def set_up_tensorflow(
+    *model_base_paths: str | Path,
+    intra_op_threads: int | None = None,
+    inter_op_threads: int | None = None,
+) -> None:
     """Settles what TensorFlow asks once in the life of a process.
 
     To be called before it computes for the first time.
@@ -28,6 +32,7 @@ def set_up_tensorflow(*model_base_paths: str | Path, intra_op_threads: int | Non
       model_base_paths: The folders of the models; each holds one folder for each version.
       intra_op_threads: How many threads share the work of one operation; 0 for one a core, None to
         leave it as it is.
+      inter_op_threads: How many operations that do not need each other are run at once; likewise.
 
     Raises:
       RuntimeError: TensorFlow has computed already, and the number of threads cannot be changed.
@@ -37,3 +42,5 @@ def set_up_tensorflow(*model_base_paths: str | Path, intra_op_threads: int | Non
         os.environ.setdefault(_FROZEN_WEIGHTS, "1")
     if intra_op_threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
+    if inter_op_threads is not None:
+        tf.config.threading.set_inter_op_parallelism_threads(inter_op_threads)

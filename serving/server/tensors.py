@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +15,7 @@ from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
 
 from serving.server.status import invalid_argument
 
-# A TensorProto may hold one value for a whole tensor (`tf.make_tensor_proto(0.0, shape=[8])`).
+# A TensorProto may hold fewer values than its tensor has (`tf.make_tensor_proto(0.0, shape=[8])`).
 # Without a bound, a request of a few bytes could ask for any amount of memory: for the tensor, and
 # for what the graph makes of every row.
 _MAX_REPEATED_BYTES = 1 << 20
@@ -57,6 +58,9 @@ def shape_text(shape: Sequence[int | None]) -> str:
 def array_from_proto(proto: tensor_pb2.TensorProto, name: str) -> np.ndarray:
     """Decodes a tensor as a client sent it, which may be anything.
 
+    As in TensorFlow, the last of too few values in typed fields stands for the rest too, none at
+    all for zeros, and what is too many is left out.
+
     Args:
       proto: The tensor, in typed fields or as `tensor_content`.
       name: The input's name, for the error.
@@ -87,21 +91,9 @@ def array_from_proto(proto: tensor_pb2.TensorProto, name: str) -> np.ndarray:
         values = np.frombuffer(proto.tensor_content, dtype)
     else:
         values = _values_from_field(proto)
-    if len(values) == 1 and count > 1:
-        size = values.itemsize if values.dtype != object else _STRING_BYTES + len(values[0])
-        if count * size > _MAX_REPEATED_BYTES:
-            raise _parsing_error(
-                name,
-                f"one value to fill shape {shape_text(shape)} makes {count * size} bytes, more "
-                f"than the {_MAX_REPEATED_BYTES} allowed; send all values",
-            )
-    elif len(values) != count:
-        raise _parsing_error(
-            name,
-            f"shape {shape_text(shape)} has {count} elements, but {len(values)} values were sent",
-        )
+    values = _filled(values[:count], count, name, shape)
     try:
-        return np.broadcast_to(values, shape) if len(values) < count else values.reshape(shape)
+        return values.reshape(shape)
     except ValueError as error:  # no elements, but sizes beyond NumPy's, or too many dimensions
         raise _parsing_error(name, f"shape of {len(shape)} dimensions: {error}") from error
 
@@ -128,6 +120,22 @@ def proto_from_array(array: np.ndarray) -> tensor_pb2.TensorProto:
     field, _ = _VALUE_FIELDS[proto.dtype]
     getattr(proto, field).extend(values.tolist())
     return proto
+
+
+def _filled(values: np.ndarray, count: int, name: str, shape: list[int]) -> np.ndarray:
+    """Repeats the last of too few values; where there is none, it is zero or the empty string."""
+    missing = count - len(values)
+    if not missing:
+        return values
+    last: Any = values[-1] if len(values) else b"" if values.dtype == object else 0
+    size = _STRING_BYTES + len(last) if values.dtype == object else values.itemsize
+    if missing * size > _MAX_REPEATED_BYTES:
+        raise _parsing_error(
+            name,
+            f"filling shape {shape_text(shape)} up from {len(values)} values makes "
+            f"{missing * size} bytes, more than the {_MAX_REPEATED_BYTES} allowed; send all values",
+        )
+    return np.concatenate([values, np.full(missing, last, values.dtype)])
 
 
 def _values_from_field(proto: tensor_pb2.TensorProto) -> np.ndarray:

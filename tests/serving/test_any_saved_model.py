@@ -5,6 +5,7 @@ TensorFlow itself, calling the restored signature, is the oracle for what a sign
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving.server.server import ModelServer
+from serving.server.status import StatusError
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -125,6 +127,42 @@ def test_a_model_of_tensorflow_1(served):
         {"predictions": [{"total": 14.0, "word": "yes"}]},
     )
     session.refused("has shape [1,2], but [-1,3] is expected", features=np.float32([[1, 1]]))
+
+
+def test_an_error_in_a_graph_of_tensorflow_1_tells_nothing_of_the_server(served):
+    def write(path: str) -> None:
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            x = tf.compat.v1.placeholder(tf.string, [None], "x")
+            features = {"value": tf.io.FixedLenFeature([1], tf.float32)}
+            tf.compat.v1.saved_model.simple_save(
+                session, path, {"x": x}, {"y": tf.io.parse_example(x, features)["value"]}
+            )
+
+    session = served(write)
+    for value in ("one", "one" * 400):
+        status, answer = session.post({"instances": [value]})
+        assert status == 400
+        # The node is named after the op, with a number from pruning the graph.
+        assert re.fullmatch(
+            rf"Could not parse example input, value: '{value}'\n"
+            r"\t \[\[\{\{node ParseExample/ParseExampleV2\w*\}\}\]\]",
+            answer["error"],
+        ), answer["error"]
+
+
+def test_where_a_graph_was_made_is_not_told():
+    # As TensorFlow has it where it knows the lines of Python that made the node.
+    message = (
+        "Graph execution error:\n\n"
+        "Detected at node 'a' defined at (most recent call last):\n"
+        '    File "/srv/towers", line 8, in <module>\n      run()\n'
+        "Node: 'a'\n"
+        "Detected at node b defined at (most recent call last):\n<stack traces unavailable>\n"
+        "bad value\nof two lines\n\t [[{{node a}}]] [Op:__inference_f_1]"
+    )
+    error = StatusError.wrap(tf.errors.InvalidArgumentError(None, None, message))
+    assert error.code == INVALID
+    assert error.message == "bad value\nof two lines\n\t [[{{node a}}]]"
 
 
 def test_a_model_of_keras(served):
@@ -242,6 +280,9 @@ def test_partly_known_shapes_and_half_inputs(served):
     session.refused("has shape [3,1,5], but [-1,2,-1] is expected", x=np.ones([3, 1, 5], "f2"))
     session.refused("to be half but float is provided", x=np.ones([3, 2, 5], "f4"))
     status, answer = session.post({"instances": [[[1], [2]]]})
+    assert status == 400
+    assert "Error: UNIMPLEMENTED: Conversion of JSON Value: 1 to type: half" in answer["error"]
+    status, answer = session.post({"inputs": [[[1], [2]]]})
     assert status == 501
     assert "to type: half" in answer["error"]
 

@@ -28,7 +28,7 @@ from towers.errors import InputError
 POLL = LoadOptions(poll_seconds=0.05)
 
 
-def entry(name: str, base: Path, extra: str = "") -> str:
+def entry(name: str, base: Path | str, extra: str = "") -> str:
     return f'config {{ name: "{name}" base_path: "{base}" model_platform: "tensorflow" {extra} }}\n'
 
 
@@ -325,11 +325,41 @@ def test_loading_is_tried_again_a_few_times(tmp_path, publish, caplog):
         wait_until(lambda: server.serving_versions == {"shop": 1})
 
 
+def test_loading_is_tried_again_where_the_folder_is_looked_at_once(tmp_path, publish):
+    base = tmp_path / "shop"
+    publish(base, 1)
+    data = base / "1" / "variables" / "variables.data-00000-of-00001"
+    data.rename(tmp_path / "away")
+    options = LoadOptions(poll_seconds=0, max_retries=50, retry_seconds=0.2)
+    with ModelServer(base, loading=options) as server:
+        assert Client(server).states("shop") == {1: "END"}
+        publish(base, 2)
+        (tmp_path / "away").rename(data)
+        wait_until(lambda: server.serving_versions == {"shop": 1})
+        time.sleep(1)
+        assert Client(server).states("shop") == {1: "AVAILABLE"}, "2 came after the look"
+
+
+def test_a_refused_file_is_tried_until_it_is_taken(serve, folders, publish, caplog):
+    a, _ = folders
+    client = serve(listing(entry("a", a)), model_config_poll_seconds=0.05)
+    label = 'version_labels { key: "next" value: 4 }'
+    client.file.write_text(listing(entry("a", a, label)))
+    wait_until(lambda: "assign label to version 4" in caplog.text)
+    time.sleep(0.5)
+    refusal(grpc.StatusCode.INVALID_ARGUMENT, client.predict, "a", None, "next")
+    publish(a, 4)
+    wait_until(lambda: client.predict("a") == 4)
+    time.sleep(0.5)
+    assert client.predict("a", label="next") == 4
+    assert caplog.text.count("assign label to version 4") == 1
+
+
 def test_the_flags_of_tensorflow_serving(tmp_path, publish, start_server):
     publish(tmp_path / "a", 1)
     config = tmp_path / "models.config"
     config.write_text(
-        listing(entry("a", tmp_path / "a", 'version_labels { key: "stable" value: 1 }'))
+        listing(entry("a", f"file://{tmp_path / 'a'}", 'version_labels { key: "stable" value: 1 }'))
     )
     monitoring, tokens = tmp_path / "monitoring.config", tmp_path / "tokens"
     monitoring.write_text('prometheus_config { enable: true path: "/metrics" }')
@@ -341,6 +371,9 @@ def test_the_flags_of_tensorflow_serving(tmp_path, publish, start_server):
         "--enable_model_warmup=false",
         "--allow_version_labels_for_unavailable_models",
         "--max_num_load_retries=1",
+        "--rest_api_num_threads=3",
+        "--flush_filesystem_caches=false",
+        "--tensorflow_inter_op_parallelism=2",
         "--rest_api_timeout_in_ms=20000",
         "--grpc_channel_arguments=grpc.max_connection_age_ms=2000",
         f"--monitoring_config_file={monitoring}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import grpc
@@ -192,7 +193,9 @@ def test_inputs_that_do_not_fit_the_signature_never_reach_the_graph(stub):
         stub.Predict,
         predict_request(text=["a"]),
         INVALID,
-        "Sent extra: {text}. Missing but required: {query}.",
+        "Signature input alias: query(feed name: serving_default_query:0) not found in request and "
+        "no default value provided. Inputs expected to be in the request {text}, or default input "
+        "alias set: ",
     )
     fails(
         stub.Predict,
@@ -231,9 +234,10 @@ def _tensor(dtype, sizes, **values):
 @pytest.mark.parametrize(
     "broken",
     [
-        pytest.param(_tensor(types_pb2.DT_STRING, [3], string_val=[b"a", b"b"]), id="too few"),
-        pytest.param(_tensor(types_pb2.DT_STRING, [1], string_val=[b"a", b"b"]), id="too many"),
-        pytest.param(_tensor(types_pb2.DT_STRING, [2]), id="none"),
+        pytest.param(_tensor(types_pb2.DT_STRING, [1 << 17]), id="no string for 131,072"),
+        pytest.param(
+            _tensor(types_pb2.DT_STRING, [1 << 17], string_val=[b"a", b"b"]), id="2 for 131,072"
+        ),
         pytest.param(_tensor(types_pb2.DT_STRING, [-1], string_val=[b"a"]), id="negative size"),
         pytest.param(
             _tensor(types_pb2.DT_STRING, [1 << 40], string_val=[b"a"]), id="a tebi-element"
@@ -273,9 +277,10 @@ def test_one_value_for_a_tensor_is_taken_up_to_a_mebibyte(stub):
     assert outputs["item_ids"].tolist() == [[b"mug-a", b"mug-b", b""]] * 1000
     fails(
         stub.Predict,
-        predict_request(query=_tensor(types_pb2.DT_FLOAT, [(1 << 18) + 1], float_val=[0.0])),
+        predict_request(query=_tensor(types_pb2.DT_FLOAT, [(1 << 18) + 2], float_val=[0.0])),
         INVALID,
-        "one value to fill shape [262145] makes 1048580 bytes, more than the 1048576 allowed",
+        "filling shape [262146] up from 1 values makes 1048580 bytes, more than the 1048576 "
+        "allowed",
     )
 
 
@@ -300,6 +305,11 @@ def test_an_error_in_the_graph_keeps_its_code(stub):
         predict_request("parse", text=["1.5", "one"]),
         INVALID,
         "StringToNumberOp could not correctly convert string: one",
+    )
+    with pytest.raises(grpc.RpcError) as raised:
+        stub.Predict(predict_request("parse", text=["one"]), timeout=TIMEOUT)
+    assert raised.value.details() == (
+        "StringToNumberOp could not correctly convert string: one\n\t [[{{node StringToNumber}}]]"
     )
     assert is_alive(stub)
 
@@ -389,6 +399,13 @@ def test_every_dtype_of_any_rank_goes_through_unchanged(tmp_path: Path):
         if d.is_integer and d != tf.uint64
     }
     values |= {d.name: tf.constant([1 - 2j], d) for d in (tf.complex64, tf.complex128)}
+    fields = {
+        **dict.fromkeys((tf.float16, tf.bfloat16), "half_val"),
+        **dict.fromkeys((tf.int8, tf.int16, tf.int32, tf.uint8, tf.uint16), "int_val"),
+        **{tf.float32: "float_val", tf.float64: "double_val", tf.int64: "int64_val"},
+        **{tf.uint32: "uint32_val", tf.uint64: "uint64_val", tf.bool: "bool_val"},
+        **{tf.complex64: "scomplex_val", tf.complex128: "dcomplex_val", tf.string: "string_val"},
+    }
     with (
         ModelServer(tmp_path / "types") as server,
         grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
@@ -399,6 +416,23 @@ def test_every_dtype_of_any_rank_goes_through_unchanged(tmp_path: Path):
             request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         response = stub.Predict(request, timeout=TIMEOUT)
+        # Fewer values than elements, or more: TensorFlow's own reading of them is the oracle.
+        for sent, shape in itertools.product(range(6), ([], [0], [1], [4], [2, 2])):
+            for dtype in EveryType.dtypes:
+                element = str.encode if dtype == tf.string else int
+                proto = _tensor(
+                    dtype.as_datatype_enum,
+                    shape,
+                    **{fields[dtype]: [element(str(n % 2 or n)) for n in range(1, sent + 1)]},
+                )
+                request.inputs[dtype.name].CopyFrom(proto)
+            partly = stub.Predict(request, timeout=TIMEOUT).outputs
+            for dtype in EveryType.dtypes:
+                wanted, got = (
+                    tf.io.parse_tensor(proto.SerializeToString(), dtype).numpy()
+                    for proto in (request.inputs[dtype.name], partly[dtype.name])
+                )
+                np.testing.assert_array_equal(got, wanted, err_msg=f"{dtype} {sent} {shape}")
     for name, value in values.items():
         proto = response.outputs[name]
         assert not proto.tensor_content, name

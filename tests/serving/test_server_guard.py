@@ -289,6 +289,32 @@ def test_overload_is_refused_not_queued(serve):
         ask(channel)
 
 
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "stream_stream"),
+        ("/tensorflow.serving.PredictionService/Predict", "stream_unary"),
+        ("/grpc.health.v1.Health/Watch", "stream_stream"),
+    ],
+)
+def test_calls_that_send_nothing_do_not_hold_up_the_others(serve, method, kind):
+    server = serve(workers=1, max_pending=1, message_seconds=2, access=Access(["t0ken"]))
+    address, metadata = f"127.0.0.1:{server.grpc_port}", [("authorization", "Bearer t0ken")]
+
+    with grpc.insecure_channel(address) as idle, grpc.insecure_channel(address) as channel:
+        started = time.monotonic()
+        call = getattr(idle, kind)(method)
+        open_call = call.future if kind == "stream_unary" else call
+        calls = [open_call(iter(threading.Event().wait, True)) for _ in range(100)]
+        ask(channel, metadata=metadata)
+        assert time.monotonic() - started < 2, "too slow a machine for this test"
+        assert not any(call.done() for call in calls)
+        codes = [code_of(call.result) for call in calls]
+        assert set(codes) == {grpc.StatusCode.CANCELLED}
+        assert time.monotonic() - started < 20
+        ask(channel, metadata=metadata)
+
+
 def page(server: ModelServer, path: str = "/monitoring/prometheus/metrics") -> str:
     answer = requests.get(f"http://127.0.0.1:{server.rest_port}{path}", timeout=30)
     assert answer.status_code == 200, answer.text
@@ -332,8 +358,11 @@ def test_what_nobody_waits_for_is_not_begun(serve):
         assert time.monotonic() < deadline
     found = samples(page(server))
     answered = found[(":tensorflow:serving:request_count_total", "OK", "shop")]
-    # A long and a short request on each port: none of those that waited in vain was begun.
-    assert answered == 4
+    # A long and a short request over gRPC, a short one over REST: what the others were told counts.
+    assert answered == 3
+    assert found[(":tensorflow:serving:request_count_total", "DEADLINE_EXCEEDED", "shop")] >= 2
+    # None of those that waited in vain was begun; the one that took too long ran to its end.
+    assert found[(":tensorflow:serving:runtime_latency_count", "Predict", "TF1", "shop")] == 4
 
 
 # Metrics and logs
@@ -359,15 +388,41 @@ def test_metrics_have_tensorflow_servings_names(serve, tmp_path):
     assert found[(f"{count}_total", "FAILED_PRECONDITION", "shop")] == 1
     assert found[(f"{count}_total", "", "NOT_FOUND")] == 3  # names that clients make up are one
     assert found[(f"{latency}_count", "GRPC", "Predict", "shop")] == 3
-    assert found[(f"{latency}_count", "Predict", "REST", "shop")] == 1
+    assert found[(f"{latency}_count", "REST", "predict", "shop")] == 1
     assert found[(f"{latency}_bucket", "10.0", "GRPC", "Predict", "shop")] == 0
     assert found[(f"{latency}_bucket", "18.0", "GRPC", "Predict", "shop")] == 0
     assert found[(f"{latency}_bucket", "+Inf", "GRPC", "Predict", "shop")] == 3
     assert 0 < found[(f"{latency}_sum", "GRPC", "Predict", "shop")] < 3e7  # microseconds
-    assert found[(":tensorflow:serving:runtime_latency_count", "Predict", "TF2", "shop")] == 4
+    assert found[(":tensorflow:serving:runtime_latency_count", "Predict", "TF1", "shop")] == 4
     exported = (tmp_path / "shop" / "1" / "saved_model.pb").stat().st_mtime
     assert found[("towers_export_timestamp_seconds", "1", "shop")] == pytest.approx(exported)
     assert "_created" not in text
+
+
+def test_refusals_are_counted_and_logged(serve, caplog):
+    caplog.set_level("INFO")
+    server = serve(workers=1, max_pending=0, max_request_bytes=1000, log_requests=True)
+    long = requests.post(url(server), json={"instances": ["x" * 2000]}, timeout=30)
+    assert long.status_code == 413
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        running = spin(stub, 400_000)
+        time.sleep(0.3)
+        assert code_of(lambda: ask(channel)) == grpc.StatusCode.RESOURCE_EXHAUSTED
+        running.result()
+    slow = threading.Thread(
+        target=lambda: requests.post(
+            url(server), json={"signature_name": "spin", "inputs": 400_000}, timeout=60
+        )
+    )
+    slow.start()
+    time.sleep(0.3)
+    assert post(server).status_code == 429
+    slow.join()
+    found = samples(page(server))
+    assert found[(":tensorflow:serving:request_count_total", "RESOURCE_EXHAUSTED", "shop")] == 3
+    refused = [entry for entry in logged(caplog) if entry["status"] == "RESOURCE_EXHAUSTED"]
+    assert [entry["entrypoint"] for entry in refused] == ["REST", "GRPC", "REST"]
 
 
 def test_queries_without_results_are_counted(tmp_path):
@@ -390,13 +445,13 @@ def test_queries_without_results_are_counted(tmp_path):
     ("text", "status"),
     [
         ('prometheus_config { enable: true path: "/metrics" }', 200),
-        ('prometheus_config { enable: false path: "/metrics" }', 400),
+        ('prometheus_config { enable: false path: "/metrics" }', 404),
     ],
 )
 def test_the_monitoring_config_says_where_metrics_are(serve, tmp_path, text, status):
     (tmp_path / "monitoring.config").write_text(text)
     server = serve(monitoring_config_file=tmp_path / "monitoring.config")
-    for path, expected in (("/metrics", status), ("/monitoring/prometheus/metrics", 400)):
+    for path, expected in (("/metrics", status), ("/monitoring/prometheus/metrics", 404)):
         answer = requests.get(f"http://127.0.0.1:{server.rest_port}{path}", timeout=30)
         assert answer.status_code == expected
 

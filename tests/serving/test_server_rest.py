@@ -7,6 +7,7 @@ import gzip
 import http.client
 import json
 import socket
+import zlib
 
 import pytest
 
@@ -65,6 +66,8 @@ def test_columns_give_columns(predict):
     assert predict({"inputs": {"query": ["mug"]}}) == (200, expected)
     named = {"signature_name": "search", "inputs": {"query": ["mug"]}}
     assert predict(named) == (200, expected)
+    # Unlike rows, columns may have names that are no inputs.
+    assert predict({"inputs": {"query": ["mug"], "zz": [1]}}) == (200, expected)
 
 
 def test_the_name_of_a_single_output_is_left_out(predict):
@@ -170,10 +173,19 @@ def test_empty_columns_are_an_empty_batch(predict):
         ({"instances": [{"text": "a"}]}, "does not have named input: text"),
         ({"instances": [{"query": {"b64": 1}}]}, "not formatted correctly for base64 data"),
         ({"instances": ["a", ["b"]]}, "Expecting shape [] but got: [1]"),
+        (
+            {"instances": [["a"], ["b", "c"]]},
+            "Failed to process element: 1 of 'instances' list. Error: INVALID_ARGUMENT: "
+            "Expecting tensor size: 1 but got: 2",
+        ),
+        ({"instances": [["a", "b"], [["c"], ["d"]]]}, "Expecting shape [2] but got: [2,1]"),
+        (
+            {"instances": ["a", [["b"], "c"]]},
+            'Error: INVALID_ARGUMENT: JSON Value: "c" found at incorrect level: 2',
+        ),
         ({"instances": [["a"], ["b"]]}, "has shape [2,1], but [-1] is expected"),
         ({"inputs": "a"}, "has shape [], but [-1] is expected"),
         ({"inputs": {"text": ["a"]}}, "Missing named input: query in 'inputs' object."),
-        ({"inputs": {"query": ["a"], "b": 1}}, "does not have named input: b"),
         (
             {"inputs": [["a", "b"], ["c"]]},
             "Encountered list at unexpected size: 1 at level: 1 expected size: 2",
@@ -183,6 +195,11 @@ def test_empty_columns_are_an_empty_batch(predict):
         (
             {"signature_name": "mixed", "instances": [1]},
             "instances is a plain list, but expecting list of objects",
+        ),
+        (
+            {"signature_name": "mixed", "instances": [{"b64": "aa=="}]},
+            "instances is a plain list, but expecting list of objects as multiple input tensors "
+            "required as per tensorinfo_map",
         ),
         (
             {"signature_name": "mixed", "inputs": [1]},
@@ -285,17 +302,65 @@ def test_models_and_versions_in_the_path(call):
         ("DELETE", "/v1/models/shop"),
         ("POST", "/v1/models/shop:explain"),
         ("GET", "/v1/models/shop/versions/three"),
-        ("GET", "/"),
     ],
 )
 def test_other_paths_and_methods_are_malformed(call, method, path):
     error(call(path, b"{}", method=method), 400, f"Malformed request: {method} {path}")
 
 
-def test_a_compressed_body_is_read(call):
-    body = gzip.compress(b'{"signature_name": "upper", "instances": ["a"]}')
-    answer = call("/v1/models/shop:predict", body, headers={"Content-Encoding": "gzip"})
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_paths_outside_the_api_are_not_found(call, method):
+    for path in ("/", "/v1", "/v2/models/shop", "/favicon.ico", "/a%0Ab"):
+        error(call(path, b"{}", method=method), 404)
+
+
+def test_options_are_answered(shop_server):
+    connection = http.client.HTTPConnection("127.0.0.1", shop_server.rest_port, timeout=30)
+    connection.request("OPTIONS", "/v1/models/shop:predict")
+    response = connection.getresponse()
+    assert (response.status, response.read()) == (200, b"")
+    connection.close()
+
+
+def test_the_metrics_may_be_posted_for(shop_server):
+    connection = http.client.HTTPConnection("127.0.0.1", shop_server.rest_port, timeout=30)
+    connection.request("POST", "/monitoring/prometheus/metrics", b"")
+    response = connection.getresponse()
+    assert response.status == 200
+    assert b":tensorflow:serving:request_count" in response.read()
+    connection.close()
+
+
+def raw_deflate(body: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(body) + packer.flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"),
+    [
+        *(("gzip", gzip.compress), ("GZIP", gzip.compress), ("identity", bytes)),
+        *(("deflate", zlib.compress), ("deflate", raw_deflate)),
+    ],
+)
+def test_a_compressed_body_is_read(call, encoding, pack):
+    body = pack(b'{"signature_name": "upper", "instances": ["a"]}')
+    answer = call("/v1/models/shop:predict", body, headers={"Content-Encoding": encoding})
     assert answer == (200, {"predictions": ["A"]})
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "x"])
+@pytest.mark.parametrize("body", [b"{}", gzip.compress(b'{"instances": ["a"]}')[:-9]])
+def test_a_body_that_is_not_packed_as_it_says_is_a_400(call, caplog, encoding, body):
+    headers = {"Content-Encoding": encoding, "Content-Length": str(len(body))}
+    error(call("/v1/models/shop:predict", body, "POST", headers), 400, encoding)
+    error(call("/v1/models/shop:predict", b"", "POST", headers | {"Content-Length": "0"}), 400)
+    assert call("/v1/models/shop", headers={"Content-Encoding": encoding})[0] == 200
+    assert not caplog.records
+
+
+def test_what_the_http_server_refuses_by_itself_is_json_too(call):
+    error(call("/v1/models/shop:predict", b"{}", headers={"Expect": "a-cake"}), 417)
 
 
 def test_a_body_above_the_limit_is_refused(tmp_path, publish, call):

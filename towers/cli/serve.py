@@ -128,6 +128,12 @@ def _switch(name: str, variable: str, default: bool | None, help_text: str) -> _
     help="A REST request that took longer is answered with 504.",
 )
 @click.option(
+    "--rest-api-num-threads",
+    "rest_workers",
+    type=click.IntRange(1),
+    help="How many REST requests are worked on at once; as many as over gRPC if absent.",
+)
+@click.option(
     "--monitoring-config-file",
     type=click.Path(path_type=Path),
     help="Whether and where Prometheus metrics are shown: a MonitoringConfig in text form.",
@@ -164,6 +170,13 @@ def _switch(name: str, variable: str, default: bool | None, help_text: str) -> _
     show_default=True,
     help="How long running requests are waited for at the end.",
 )
+@click.option(
+    "--lame-duck-seconds",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="How long before that requests are taken, while health says NOT_SERVING.",
+)
 @_switch("--log-requests", "log_requests", False, "Log each request as JSON, without its text.")
 @_switch("--log-query-text", "log_query_text", False, "Log each request with its text.")
 @click.option(
@@ -173,6 +186,18 @@ def _switch(name: str, variable: str, default: bool | None, help_text: str) -> _
     default=1,
     show_default=True,
     help="Threads that share one operation; 0 for one a core. Single queries are quickest with 1.",
+)
+@click.option(
+    "--tensorflow-inter-op-parallelism",
+    "inter_op_threads",
+    type=click.IntRange(0),
+    help="Operations that are run at once; 0 for TensorFlow's own choice.",
+)
+@_switch(
+    "--flush-filesystem-caches",
+    "flush_filesystem_caches",
+    True,
+    "Taken for TensorFlow Serving's sake; there are no such caches here.",
 )
 def command(
     poll_seconds: float,
@@ -185,6 +210,8 @@ def command(
     auth_token_file: Path | None,
     max_requests_per_second: float | None,
     intra_op_threads: int,
+    inter_op_threads: int | None,
+    flush_filesystem_caches: bool,
     **server: Any,
 ) -> None:
     """Serve the newest version of an export, and each newer one as it appears.
@@ -216,4 +243,5 @@ def command(
             **server,
         ),
         intra_op_threads,
+        inter_op_threads,
     )
