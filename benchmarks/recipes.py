@@ -2,7 +2,7 @@
 
 Validation queries are ranked against a pool of 10,000 items, which is the whole catalogue of this
 experiment: all items judged for them and those of the training pairs, and random ones. Everything
-is trained for five epochs, and the last weights count: no query is held out, nothing is chosen.
+is trained to the end, and the last weights count: no query is held out, nothing is chosen.
 Results are written after each training, so that one broken off has not been for nothing.
 """
 
@@ -50,6 +50,10 @@ def _changed(**chances: Any) -> Recipe:
     return Recipe(fit={"augment": AugmentConfig(**chances)})
 
 
+def _passes(epochs: int, learning_rate: float) -> Recipe:
+    return Recipe(fit={"epochs": epochs, "learning_rate": learning_rate})
+
+
 RECIPES = {
     "full": Recipe(),
     "distilled": Recipe("distilled"),
@@ -69,9 +73,13 @@ RECIPES = {
     "word swap": _changed(word_swap=0.3),
     "units": _changed(units=0.3),
     "typos, word dropout": _changed(typos=0.2, word_dropout=0.2),
-    "rate 2e-5": Recipe(fit={"learning_rate": 2e-5}),
-    "rate 5e-5": Recipe(fit={"learning_rate": 5e-5}),
-    "rate 2e-4": Recipe(fit={"learning_rate": 2e-4}),
+    "rate 2e-5": _passes(5, 2e-5),
+    "rate 5e-5": _passes(5, 5e-5),
+    "rate 2e-4": _passes(5, 2e-4),
+    "5 passes, 2.5e-5": _passes(5, 2.5e-5),
+    "2 passes, 5e-5": _passes(2, 5e-5),
+    "2 passes, 1e-4": _passes(2, 1e-4),
+    "1 pass, 1e-4": _passes(1, 1e-4),
     "20 steps": Recipe(fit={"min_steps": 4}),
     "40 steps, 5e-5": Recipe(fit={"min_steps": 8, "learning_rate": 5e-5}),
     "80 steps, 2e-5": Recipe(fit={"min_steps": 16, "learning_rate": 2e-5}),

@@ -30,7 +30,7 @@ def main() -> None:
     retriever = Retriever.from_preset(text=TextSettings("{title}", 32, ITEM_LENGTH["homedepot"]))
 
     def ours(held_out: float, **fit: Any) -> float:
-        config = FitConfig(held_out=held_out, patience=5, **fit)
+        config = FitConfig(epochs=5, held_out=held_out, patience=5, **fit)
         with tempfile.TemporaryDirectory() as folder:
             return adapt(retriever, pairs, texts, config, folder=Path(folder)).seconds
 
