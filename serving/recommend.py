@@ -83,6 +83,9 @@ class RecommendGraph(tf.Module):
         self._neighbours = tf.Variable(rows, trainable=False, dtype=tf.int32)
         self._neighbour_weights = tf.Variable(recommender.neighbours.weights, trainable=False)
         self._prior = tf.Variable(recommender.prior, trainable=False)
+        self._discount: tf.Variable | None = None
+        if recommender.discount.any():
+            self._discount = tf.Variable(recommender.discount, trainable=False)
         self._context: ContextGraph | None = None
         if recommender.context.values:
             self._context = ContextGraph(recommender.context)
@@ -92,7 +95,7 @@ class RecommendGraph(tf.Module):
         """Whether there is a column that a context could name."""
         return self._context is not None
 
-    def scores(self, asking: Users) -> tf.Tensor:
+    def scores(self, asking: Users, *, discounted: bool = True) -> tf.Tensor:
         """Scores all items, float32 ``[n, items]``; see `CatalogRecommender.__call__`."""
         query = asking.query
         rows = self._newest(tf.cast(asking.rows, tf.int32))
@@ -111,16 +114,21 @@ class RecommendGraph(tf.Module):
             alone = ~tf.reduce_any(known, axis=1) & ~asked
             scores += self._context(asking.context, alone)
 
+        prior = tf.convert_to_tensor(self._prior)  # [items] or [n, items]
+        if discounted and self._discount is not None:
+            has_history = tf.reduce_any(known, axis=1)
+            prior -= tf.where(has_history[:, None], self._discount, 0.0)
+
         def with_queries() -> tf.Tensor:
             by_query = tf.scatter_nd(
                 tf.where(asked),
                 self._query_scores(tf.boolean_mask(query, asked)),
                 [shape[0], self._item_count],
             )
-            return tf.where(asked[:, None], self._weights.query * by_query, self._prior)
+            return tf.where(asked[:, None], self._weights.query * by_query, prior)
 
         def without() -> tf.Tensor:
-            return tf.broadcast_to(self._prior, tf.shape(scores))
+            return tf.broadcast_to(prior, tf.shape(scores))
 
         return scores + tf.cond(tf.reduce_any(asked), with_queries, without)
 
@@ -195,7 +203,7 @@ class RecommendGraph(tf.Module):
         Returns:
             float32 ``[n, m]``; 0 for an unknown item.
         """
-        scores = self.scores(users)
+        scores = self.scores(users, discounted=False)
         total = tf.reduce_logsumexp(tf.where(_left_out(seen), -1e30, scores), axis=1, keepdims=True)
         at = tf.maximum(asked, 0)
         odds = tf.gather(scores, at, batch_dims=1) - total  # [n, m]

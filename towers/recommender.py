@@ -80,6 +80,10 @@ class Recommender:
         max_history: newest items of a history that are looked at.
         encoder_fingerprint: of the item tower; see `towers.Retriever.fingerprint`.
         context: of columns of users and events, over `item_ids`.
+        popularity_discount: what is popular is recommended less to who has a history: this many
+            times the logarithm of how often an item was taken comes off its score. 1 takes
+            popularity out of logits (logQ: Yi et al. 2019, "Sampling-bias-corrected neural
+            modeling"). How likely an item is the next says no less for that.
 
     Example:
         >>> recommender = Recommender.load("runs/people/recommender")
@@ -98,6 +102,7 @@ class Recommender:
     max_history: int = 50
     encoder_fingerprint: str = ""
     context: ContextLifts = field(default_factory=ContextLifts.none)
+    popularity_discount: float = 0.0
 
     def review_vectors(
         self, vectors: Sequence[np.ndarray], ratings: Sequence[Sequence[float]]
@@ -153,6 +158,8 @@ class Recommender:
         to = np.array([row_of.get(item_id, -1) for item_id in self.item_ids], np.int64)
         taken = np.zeros(len(item_ids), np.float32)
         taken[to[to >= 0]] = self.recent[to >= 0]
+        counts = np.zeros(len(item_ids), np.float32)
+        counts[to[to >= 0]] = self.counts[to >= 0]
         lent = lending(np.asarray(item_embeddings, np.float32), taken > 0)
         together = self.co_occurrence.moved(to, len(item_ids)).matrix()
         matrix = self.weights.co_occurrence * (lent.T @ together @ lent)
@@ -165,6 +172,7 @@ class Recommender:
             np.asarray(item_embeddings, np.float32),
             neighbours,
             self.weights.popularity * popularity_prior(taken),
+            self.popularity_discount * popularity_prior(counts),
             self.context.moved(to, lent),
         )
 
@@ -175,6 +183,7 @@ class Recommender:
             "weights": asdict(self.weights),
             "decay": self.decay,
             "max_history": self.max_history,
+            "popularity_discount": self.popularity_discount,
             "items_in_histories": len(self.item_ids),
             "co_occurrences": int(np.count_nonzero(self.co_occurrence.weights)),
         }
@@ -203,6 +212,7 @@ class Recommender:
             "weights": asdict(self.weights),
             "decay": self.decay,
             "max_history": self.max_history,
+            "popularity_discount": self.popularity_discount,
             "encoder_fingerprint": self.encoder_fingerprint,
             "sentiment_bias": self.sentiment.bias,
             "context": {name: of.facts() for name, of in self.context.columns.items()},
@@ -268,6 +278,7 @@ class CatalogRecommender:
         embeddings: float32 `[N, d]`.
         neighbours: co-occurrence and words together, weighed.
         prior: float32 `[N]`, the part of popularity, weighed.
+        discount: float32 `[N]`, what comes off the scores of who has a history.
         context: lifts over the catalogue, not weighed.
     """
 
@@ -276,6 +287,7 @@ class CatalogRecommender:
     embeddings: np.ndarray
     neighbours: ItemNeighbours
     prior: np.ndarray
+    discount: np.ndarray
     context: ContextLifts
 
     @cached_property
@@ -292,6 +304,8 @@ class CatalogRecommender:
         query_scores: np.ndarray | None = None,
         review_vectors: np.ndarray | None = None,
         contexts: Sequence[Context] | None = None,
+        *,
+        discounted: bool = True,
     ) -> np.ndarray:
         """Scores every item for every user.
 
@@ -304,6 +318,7 @@ class CatalogRecommender:
                 who wrote nothing.
             contexts: of each user column to value, of the user or of the moment; unknown columns
                 and values are passed over.
+            discounted: whether popularity is discounted, where it is at all.
 
         Returns:
             float32 `[users, N]`: logits; items of the history are scored like any other.
@@ -327,7 +342,7 @@ class CatalogRecommender:
             asked = None if query_scores is None else query_scores[part]
             written = None if review_vectors is None else review_vectors[part]
             given = None if contexts is None else contexts[part]
-            parts.append(self._score(histories[part], asked, written, given))
+            parts.append(self._score(histories[part], asked, written, given, discounted))
         return np.concatenate(parts)
 
     def _score(
@@ -336,6 +351,7 @@ class CatalogRecommender:
         asked: np.ndarray | None,
         written: np.ndarray | None,
         contexts: Sequence[Context] | None,
+        discounted: bool,
     ) -> np.ndarray:
         learned = self.recommender
         histories = [newest(rows, learned.max_history) for rows in histories]
@@ -353,9 +369,13 @@ class CatalogRecommender:
             alone = np.array([not len(rows) for rows in histories], bool) & ~given[:, 0]
             weights = self.context.user_weights(contexts, alone)
             scores += (weights @ self.context.lifts).toarray()
+        prior = self.prior
+        if discounted and self.discount.any():
+            known = np.array([len(rows) > 0 for rows in histories], bool)[:, None]
+            prior = prior - np.where(known, self.discount, np.float32(0))  # [users, N]
         if asked is None:
-            return scores + self.prior
-        return scores + np.where(given, learned.weights.query * np.nan_to_num(asked), self.prior)
+            return scores + prior
+        return scores + np.where(given, learned.weights.query * np.nan_to_num(asked), prior)
 
     def rows(self, history: Sequence[str]) -> np.ndarray:
         """Rows of the known items among ids, in their order."""
@@ -420,7 +440,7 @@ class CatalogRecommender:
             For each user float32 `[items asked about]`; 0 for an unknown item.
         """
         rows = [self.rows(history) for history in histories]
-        scores = self(rows, query_scores, review_vectors, contexts)
+        scores = self(rows, query_scores, review_vectors, contexts, discounted=False)
         answers = []
         for left_out, of_all, asked in zip(self._left_out(rows), scores, item_ids, strict=True):
             offered = np.delete(of_all, left_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -338,6 +339,43 @@ def test_score_is_the_probability_in_python(make_shop):
     expected = shop.over.probabilities(HISTORIES, asked, query_scores=shop.query_scores(queries))
     np.testing.assert_allclose(answer["probability"].numpy(), expected, rtol=1e-3, atol=1e-6)
     assert answer["unknown"].numpy().tolist() == UNKNOWN
+
+
+def test_popularity_is_discounted_as_log_q_is_and_probabilities_are_not(
+    make_shop, tmp_path: Path
+) -> None:
+    shop = make_shop("exact")
+    strength = 4.0
+    discounted = replace(shop.recommender, popularity_discount=strength)
+    discounted.save(tmp_path / "recommender")
+    assert Recommender.load(tmp_path / "recommender").popularity_discount == strength
+    result = export_retriever(
+        shop.retriever, shop.ids, shop.texts, tmp_path / "shop", k=K, recommender=discounted
+    )
+    signatures = load_export(result.path).signatures
+    counts = {"m1": 4, "k1": 7, "g2": 1, "m2": 2}  # of `a_recommender`
+    mean = np.mean(np.log1p(list(counts.values())))  # a new item's
+    offset = [np.log1p(counts[one]) if one in counts else mean for one in shop.ids]
+    histories = [history for history in HISTORIES if history]
+    rows = [shop.over.rows(history) for history in histories]
+    expected = shop.over(rows) - strength * np.array(offset)
+    for row, seen in zip(expected, rows, strict=True):
+        row[seen if len(set(seen)) < len(shop.ids) else []] = -np.inf
+    order = np.argsort(-expected, axis=1, kind="stable")[:, :K]
+    asked = {"history": padded(histories), "query": tf.constant([""] * len(histories))}
+    answer = signatures["recommend"](**asked)
+    scores = np.take_along_axis(expected, order, axis=1)
+    shown = np.where(np.isfinite(scores), scores, FLOOR_SCORE)
+    np.testing.assert_allclose(answer["scores"], shown, rtol=1e-4, atol=1e-4)
+    assert (answer["scores"].numpy() != shop.ask(histories, [""] * 4)["scores"]).any()
+
+    # Without a history, or with a query, nothing is discounted; nor is a probability ever.
+    others = {"history": padded([[], ["k1"]]), "query": tf.constant(["", "coffee"])}
+    plain = shop.signatures["recommend"](**others)
+    np.testing.assert_array_equal(signatures["recommend"](**others)["scores"], plain["scores"])
+    items = padded([["m1", "g2"]] * len(histories))
+    of = [sign["score"](**asked, item_ids=items) for sign in (signatures, shop.signatures)]
+    np.testing.assert_allclose(of[0]["probability"], of[1]["probability"], rtol=1e-6)
 
 
 def test_a_new_item_is_recommended_at_once(make_shop):

@@ -12,6 +12,7 @@ import click
 from towers.cli.histories import (
     ContextOptions,
     contexts_options,
+    discount_option,
     evaluate_histories,
     evaluation_report,
     histories_option,
@@ -55,6 +56,7 @@ def _gains(context: click.Context, option: click.Parameter, value: str | None) -
 @histories_option("Users whose last items are to be recommended, in place of judged queries.")
 @reviews_option()
 @contexts_options
+@discount_option()
 @click.option("--measures", help="Comma-separated, as in nDCG@10,R(rel=2)@100,RR@10.")
 @click.option("--gains", callback=_gains, help="nDCG gain of grades 0,1,...; the grades if absent.")
 @click.option(
@@ -87,6 +89,7 @@ def command(
     users: str | None,
     user_columns: tuple[str, ...],
     context: tuple[str, ...],
+    popularity_discount: float,
     measures: str | None,
     gains: dict[int, float] | None,
     min_grade: int,
@@ -110,11 +113,22 @@ def command(
         raise click.UsageError("give either --interactions or --histories")
     if reviews and not histories:
         raise click.UsageError("--reviews needs --histories")
+    if popularity_discount and not histories:
+        raise click.UsageError("--popularity-discount needs --histories")
     known = ContextOptions(users, user_columns, context)
     known.check(histories)
     if histories is not None:
         _evaluate_histories(
-            model, catalog, histories, reviews, known, report, precision, strict, as_json
+            model,
+            catalog,
+            histories,
+            reviews,
+            known,
+            popularity_discount,
+            report,
+            precision,
+            strict,
+            as_json,
         )
         return
     assert interactions is not None
@@ -195,6 +209,7 @@ def _evaluate_histories(
     histories: str,
     reviews: str | None,
     known: ContextOptions,
+    popularity_discount: float,
     report: Path | None,
     precision: str,
     strict: bool,
@@ -205,7 +220,9 @@ def _evaluate_histories(
     products = Catalog.read(catalog)
     people = read_histories(histories, products, strict, known.of_file)
     written = read_reviews(reviews, products, people, strict) if reviews else None
-    facts = evaluate_histories(model, people, written, known.read(people), precision)
+    facts = evaluate_histories(
+        model, people, written, known.read(people), precision, popularity_discount
+    )
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
         (report / "metrics.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")

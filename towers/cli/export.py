@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from towers.cli.columns import item_columns
-from towers.cli.histories import load_recommender
+from towers.cli.histories import discount_option, load_recommender
 from towers.cli.item_vectors import item_vectors, precision_option
 from towers.cli.lexical import Lexical, lexical_fields, lexical_option, lexical_weight
 from towers.cli.output import emit, json_option, progress_bars, say
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     "index: docs/scale.md.",
 )
 @lexical_option("As trained if absent.")
+@discount_option()
 @click.option(
     "--vectors",
     type=click.Path(path_type=Path),
@@ -72,6 +73,7 @@ def command(
     stock_server: bool,
     shards: int | None,
     lexical: Lexical,
+    popularity_discount: float,
     vectors: Path | None,
     precision: str,
     as_json: bool,
@@ -111,7 +113,7 @@ def command(
         "lexical_weight": weight,
         "lexical_fields": lexical_fields(retriever.template, products) if weight else None,
         "columns": filters,
-        "recommender": load_recommender(model),
+        "recommender": load_recommender(model, popularity_discount),
         "stock_server": stock_server,
         "run_id": run_folder.run_id,
     }

@@ -32,6 +32,18 @@ def histories_option(help_text: str) -> Callable[..., Any]:
     return click.option("--histories", type=click.Path(), help=help_text)
 
 
+def discount_option() -> Callable[..., Any]:
+    """The option --popularity-discount."""
+    return click.option(
+        "--popularity-discount",
+        type=click.FloatRange(min=0.0),
+        default=0.0,
+        show_default=True,
+        help="Recommend less of what is popular anyway: this many times the logarithm of how often "
+        "an item was taken comes off its score; docs/recommendations.md.",
+    )
+
+
 def contexts_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options --users, --user-columns and --context."""
     for option in (
@@ -198,13 +210,23 @@ def carry_over(model: Path, retriever: Retriever, output: Path) -> dict[str, Any
     return {"recommendation": metrics["recommendation"] | {"carried_over_from": str(model)}}
 
 
-def load_recommender(model: Path) -> Recommender | None:
-    """The recommender of a run; None where it was trained without histories."""
+def load_recommender(model: Path, popularity_discount: float = 0.0) -> Recommender | None:
+    """The recommender of a run, see `Recommender`; None where it was trained without histories.
+
+    Raises:
+        InputError: there is none, and popularity is to be discounted.
+    """
     if not (model / FOLDER).is_dir():
+        if popularity_discount:
+            raise InputError(
+                f"{model} was trained without histories: there is nothing for "
+                "--popularity-discount to change"
+            )
         return None
     from towers.recommender import Recommender
 
-    return Recommender.load(model / FOLDER)
+    loaded = Recommender.load(model / FOLDER)
+    return dataclasses.replace(loaded, popularity_discount=popularity_discount)
 
 
 def evaluate_histories(
@@ -213,6 +235,7 @@ def evaluate_histories(
     reviews: Reviews | None,
     contexts: Contexts | None,
     precision: str,
+    popularity_discount: float = 0.0,
 ) -> dict[str, Any]:
     """Measures how well the last item of each user is found, from all before it.
 
@@ -222,6 +245,7 @@ def evaluate_histories(
         reviews: of which a user's are known as at the time of the last item, none about it.
         contexts: of which that of the last item is known.
         precision: see `item_vectors`.
+        popularity_discount: see `Recommender`.
 
     Raises:
         InputError: the run has no recommender.
@@ -233,7 +257,9 @@ def evaluate_histories(
     from training.recommendation.review_part import UserReviews
     from training.recommendation.splits import leave_last_out
 
-    shop, retriever, _ = recommender_over(model, histories.catalog, precision)
+    shop, retriever, _ = recommender_over(
+        model, histories.catalog, precision, popularity_discount=popularity_discount
+    )
     learned = shop.recommender
     count_of = dict(zip(learned.item_ids, learned.counts.tolist(), strict=True))
     taken = np.array([count_of.get(item_id, 0) for item_id in shop.item_ids], np.int64)
@@ -268,7 +294,14 @@ def evaluate_histories(
         known=known,
     )
     reviewers = {} if reviews is None else {"reviewers": sum(len(of_user) > 0 for of_user in rows)}
-    return result.as_dict() | reviewers | {"precision": precision}
+    return (
+        result.as_dict()
+        | reviewers
+        | {
+            "precision": precision,
+            "popularity_discount": popularity_discount,
+        }
+    )
 
 
 class RunOverCatalog(NamedTuple):
@@ -285,8 +318,10 @@ class RunOverCatalog(NamedTuple):
     texts: list[str]
 
 
-def recommender_over(model: Path, products: Catalog, precision: str) -> RunOverCatalog:
-    """A run's recommender over a catalogue.
+def recommender_over(
+    model: Path, products: Catalog, precision: str, *, popularity_discount: float = 0.0
+) -> RunOverCatalog:
+    """A run's recommender over a catalogue; see `Recommender` for the discount.
 
     Raises:
         InputError: the run has no recommender.
@@ -296,7 +331,7 @@ def recommender_over(model: Path, products: Catalog, precision: str) -> RunOverC
     from training.train import render_items
 
     run = RunFolder.existing(model)
-    recommender = load_recommender(model)
+    recommender = load_recommender(model, popularity_discount)
     if recommender is None:
         raise InputError(f"{model} was trained without histories: train it with --histories")
     retriever = run.load_retriever()
