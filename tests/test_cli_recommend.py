@@ -65,6 +65,11 @@ def test_evaluate_takes_the_last_item_away(trained, towers, tmp_path):
     assert facts["measures"]["R@10"]["mean"] > 10 / 545  # of an untrained encoder, so mostly words
     again = towers("evaluate", "--model", trained / "run", *CATALOG, *HISTORIES)
     assert "over 105 users" in again.out
+    words = ("evaluate", "--model", trained / "run", *CATALOG, *HISTORIES, "--json")
+    less = towers(*words, "--popularity-discount", 20).json
+    assert less["popularity_discount"] == 20
+    popularity = [one["measures"]["Popularity@10"]["mean"] for one in (less, facts)]
+    assert popularity[0] < popularity[1]
     users = ("--users", trained / "users.csv")
     more = towers("evaluate", "--model", trained / "run", *CATALOG, *HISTORIES, *REVIEWS, *users)
     assert "R@10 where club is KIT:" in more.out
@@ -229,3 +234,7 @@ def test_wrong_input_is_named(trained, towers, tmp_path):
     without = towers("evaluate", "--model", trained / "without", *CATALOG, *HISTORIES)
     assert without.status == 2
     assert "trained without histories" in without.err
+    judged = ("--interactions", SHOP / "test.csv", "--popularity-discount", "1")
+    searches = towers("evaluate", "--model", trained / "run", *CATALOG, *judged)
+    assert searches.status == 2
+    assert "--popularity-discount needs --histories" in searches.err
