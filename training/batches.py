@@ -13,6 +13,7 @@ import tensorflow as tf
 from towers.encoding import padded, token_sequences
 from towers.item_text import text_of
 from towers.retriever import Retriever
+from towers.text_encoder import TextEncoder
 from training.augmentation import Augmentation
 from training.batch_attributes import BatchAttributes
 from training.epoch_dataset import epoch_dataset
@@ -236,15 +237,17 @@ class PairBatches:
             "token_ids": tf.TensorSpec([None, None], tf.int32),
             "padding_mask": tf.TensorSpec([None, None], tf.int32),
         }
-        width = int(self.retriever.model.item_tower.backbone.hidden_dim)
-        states = {
-            "states": tf.TensorSpec([None, None, width], tf.float32),
-            "padding_mask": tokens["padding_mask"],
-        }
+
+        def texts(tower: TextEncoder, kept: Any) -> dict[str, tf.TensorSpec]:
+            states = tf.TensorSpec([None, None, int(tower.backbone.hidden_dim)], tf.float32)
+            mask = tokens["padding_mask"]
+            return tokens if kept is None else {"states": states, "padding_mask": mask}
+
+        model = self.retriever.model
         ids = tf.TensorSpec([None], tf.int32)
         x = {
-            "query": tokens if self._query_states is None else states,
-            "item": tokens if self._item_states is None else states,
+            "query": texts(model.query_tower, self._query_states),
+            "item": texts(model.item_tower, self._item_states),
             "item_ids": ids,
             "positive_ids": tf.TensorSpec([None, None], tf.int32),
         }
