@@ -184,7 +184,7 @@ def _hint(missing: str, names: Sequence[str], known: Mapping[str, Kind]) -> str:
     hint = f"the columns are {shown}"
     if len(names) == 1 and (other := re.search(r"[;|\t,]", names[0])):
         return f"{hint}: is {other[0]!r} the delimiter? .csv files need ',', .tsv files a tab"
-    plain = {name: re.sub(r"[\W_]", "", name).lower() for name in (*known, *names)}
+    plain = {name: re.sub(r"[\W_]", "", name).lower() for name in (missing, *known, *names)}
     # What is another column by all but its case ("Title") is not to become this one.
     taken = {plain[name] for name in known} - {plain[missing]}
     by_letters = {plain[name]: name for name in names if plain[name] not in taken}
