@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import tensorflow as tf
 
 from towers.errors import InputError
 
 # A block of scores has at most this many entries: 64 MiB of float32.
 _SCORES = 1 << 24
+# Beyond a multiple of 16 columns, products are rounded otherwise than before it, and two equal
+# items would no longer have equal scores. TensorFlow, because NumPy's product does so anywhere.
+_COLUMNS = 16
 
 
 @dataclass(frozen=True)
@@ -97,21 +101,29 @@ def top_k(
     scores = np.full((n_queries, min(k, n_items)), -np.inf, np.float32)
     rows = np.full(scores.shape, -1, np.int64)
     block_queries = max(1, _SCORES // block_items)
-    # Blocks of even size: a matrix product with few columns rounds differently, and two equal items
-    # would no longer have equal scores.
+    # Blocks of even size: a matrix product with few columns rounds differently, too.
     bounds = np.linspace(0, n_items, -(-n_items // block_items) + 1).astype(int).tolist()
     for start, stop in pairwise(bounds):
-        block = _finite(items[start:stop], "item", start)
+        block = _columns(_finite(items[start:stop], "item", start))
         for first in range(0, n_queries, block_queries):
             part = slice(first, first + block_queries)
-            found = queries[part] @ block.T  # [block_queries, block_items]
+            product = tf.matmul(queries[part], block)
+            found = np.array(product[:, : stop - start])  # [block_queries, block_items]
             if exclude is not None:
                 _exclude(found, exclude[part] - start)
             _merge(scores[part], rows[part], found, start)
             if progress is not None:
-                done = start * n_queries + (first + len(found)) * len(block)
+                done = start * n_queries + (first + len(found)) * (stop - start)
                 progress(done, n_queries * n_items)
     return scores, rows
+
+
+def _columns(block: np.ndarray) -> np.ndarray:
+    """Items as columns, ``[d, n]`` and as many of zeros as are needed."""
+    count, width = block.shape
+    columns = np.zeros((width, -(-count // _COLUMNS) * _COLUMNS), np.float32)
+    columns[:, :count] = block.T
+    return columns
 
 
 def _check(queries: np.ndarray, items: np.ndarray, k: int, exclude: np.ndarray | None) -> None:

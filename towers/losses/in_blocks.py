@@ -92,7 +92,7 @@ def _by_block(
     places = ops.minimum(ops.arange(blocks * size), count - 1)
     parts = {
         "place": ops.reshape(places, (blocks, size)),
-        "vector": ops.reshape(ops.take(rows, places, axis=0), (blocks, size, rows.shape[-1])),
+        "vector": ops.reshape(ops.take(rows, places, axis=0), (blocks, size, ops.shape(rows)[-1])),
     }
 
     def block(_: Tensor, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
