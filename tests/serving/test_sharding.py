@@ -329,7 +329,15 @@ def test_a_server_for_each_shard(apart: list[ModelServer], one: RetrievalClient)
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(client.search, [[query] for query in QUERIES * 4]))
     expected = [one.search([query])[0] for query in QUERIES]
-    _assert_same([answer[0] for answer in answers], expected * 4)
+    # Each server batches what comes at the same time, and without AVX-512 a product of another
+    # number of queries is rounded otherwise: items that no score tells apart may change places.
+    for (found,), wanted in zip(answers, expected * 4, strict=True):
+        scores = np.array([hit.score for hit in wanted])
+        np.testing.assert_allclose([hit.score for hit in found], scores, atol=1e-6)
+        alone = (np.abs(scores[:, None] - scores) < 1e-5).sum(axis=1) == 1
+        alone[-1] = False  # it may have equals that were cut off
+        for place in np.flatnonzero(alone):
+            assert found[place].item_id == wanted[place].item_id
 
 
 @pytest.fixture
