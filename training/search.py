@@ -11,12 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from towers.errors import InputError
+from towers.even_columns import even_columns
 
 # A block of scores has at most this many entries: 64 MiB of float32.
 _SCORES = 1 << 24
-# Beyond a multiple of 16 columns, products are rounded otherwise than before it, and two equal
-# items would no longer have equal scores. TensorFlow, because NumPy's product does so anywhere.
-_COLUMNS = 16
 
 
 @dataclass(frozen=True)
@@ -104,10 +102,10 @@ def top_k(
     # Blocks of even size: a matrix product with few columns rounds differently, too.
     bounds = np.linspace(0, n_items, -(-n_items // block_items) + 1).astype(int).tolist()
     for start, stop in pairwise(bounds):
-        block = _columns(_finite(items[start:stop], "item", start))
+        block = even_columns(_finite(items[start:stop], "item", start))
         for first in range(0, n_queries, block_queries):
             part = slice(first, first + block_queries)
-            product = tf.matmul(queries[part], block)
+            product = tf.matmul(queries[part], block)  # NumPy's rounds equal columns unequally
             found = np.array(product[:, : stop - start])  # [block_queries, block_items]
             if exclude is not None:
                 _exclude(found, exclude[part] - start)
@@ -116,14 +114,6 @@ def top_k(
                 done = start * n_queries + (first + len(found)) * (stop - start)
                 progress(done, n_queries * n_items)
     return scores, rows
-
-
-def _columns(block: np.ndarray) -> np.ndarray:
-    """Items as columns, ``[d, n]`` and as many of zeros as are needed."""
-    count, width = block.shape
-    columns = np.zeros((width, -(-count // _COLUMNS) * _COLUMNS), np.float32)
-    columns[:, :count] = block.T
-    return columns
 
 
 def _check(queries: np.ndarray, items: np.ndarray, k: int, exclude: np.ndarray | None) -> None:

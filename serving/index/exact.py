@@ -9,10 +9,7 @@ import tensorflow as tf
 
 from serving.index.exhaustive import best_items
 from serving.index.item_index import ItemIndex
-
-# On processors without AVX-512 the last columns of a product, those beyond a multiple of 16, are
-# rounded otherwise than the rest: items of equal vectors would no longer have equal scores.
-_COLUMNS = 16
+from towers.even_columns import even_columns
 
 
 class ExactIndex(ItemIndex):
@@ -66,10 +63,8 @@ class ExactIndex(ItemIndex):
         return scores[:, : self.item_count]
 
     def _build(self, embeddings: np.ndarray) -> None:
-        count, width = embeddings.shape
-        columns = np.zeros((width, -(-count // _COLUMNS) * _COLUMNS), embeddings.dtype)
-        columns[:, :count] = embeddings.T
-        self._embeddings = tf.Variable(columns, trainable=False, name="item_embeddings")  # [d, M]
+        columns = even_columns(embeddings)  # [d, M]
+        self._embeddings = tf.Variable(columns, trainable=False, name="item_embeddings")
 
     def _search(self, queries: tf.Tensor, k: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return best_items(
