@@ -7,6 +7,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.lexical import catalog_words
+from serving.lexical.catalog_words import CatalogWords
 from serving.lexical.words import is_letters, split_words
 
 
@@ -54,3 +56,17 @@ def test_words_have_neither_case_nor_accents_nor_blanks(text):
 def test_letters_are_told_from_numbers():
     words = tf.constant(["mug", "3/4", "12", "電", "ß"])
     assert is_letters(words).numpy().tolist() == [True, False, False, True, True]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=20) | st.just(" Red\tmug, ½in ΟΔΟΣ 漢字\x00 "), min_size=1))
+def test_words_of_a_catalogue_are_those_of_its_texts_one_by_one(texts):
+    catalog_words._TEXTS_AT_A_TIME, whole = 3, catalog_words._TEXTS_AT_A_TIME
+    try:
+        found = CatalogWords.read({"title": texts})
+    finally:
+        catalog_words._TEXTS_AT_A_TIME = whole
+    words: list[list[str]] = [[] for _ in texts]
+    for item, word in zip(found.items["title"], found.word_ids["title"], strict=True):
+        words[item].append(found.words[word])
+    assert words == [split(text) for text in texts]
