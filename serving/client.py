@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import NamedTuple
 
 import grpc
@@ -21,6 +21,14 @@ __all__ = ["FilteredHit", "Hit", "RetrievalClient", "ServingError", "VersionStat
 Inputs = list[str] | list[list[str]] | np.ndarray
 
 _TRANSPORTS = ("grpc", "rest")
+# Why a model cannot take what is said of users, by the end of the signature's name.
+_LACKS = {
+    "": "the model was exported from a run without histories: it recommends and scores nothing",
+    "_reviews": "the model does not take reviews: it was exported from a run without histories, or "
+    "before there were reviews",
+    "_context": "the model does not take contexts: it was exported from a run without --users and "
+    "--context",
+}
 _MAX_TIMEOUT = 86_400  # gRPC gives up at once where a deadline is too far away for its clock
 
 
@@ -202,7 +210,7 @@ class RetrievalClient(AbstractContextManager["RetrievalClient"]):
         """
         check_k(k)
         inputs = _users(histories, queries, reviews, ratings, contexts)
-        outputs = self._transport.predict(_signature("recommend", inputs), inputs)
+        outputs = self._of_users("recommend", inputs)
         return [
             Recommended(hits, int(unknown))
             for hits, unknown in zip(top(outputs, k), outputs["unknown"].tolist(), strict=True)
@@ -234,7 +242,7 @@ class RetrievalClient(AbstractContextManager["RetrievalClient"]):
         inputs = _users(histories, queries, reviews, ratings, contexts) | {
             "item_ids": _padded(item_ids)
         }
-        outputs = self._transport.predict(_signature("score", inputs), inputs)
+        outputs = self._of_users("score", inputs)
         rows = outputs["probability"].tolist()
         return [row[: len(asked)] for row, asked in zip(rows, item_ids, strict=True)]
 
@@ -265,6 +273,19 @@ class RetrievalClient(AbstractContextManager["RetrievalClient"]):
     def __exit__(self, *raised: object) -> None:
         """Closes the connection."""
         self.close()
+
+    def _of_users(self, name: str, inputs: dict[str, Inputs]) -> dict[str, np.ndarray]:
+        """Runs the signature that takes what is said of the users, or says why there is none."""
+        signature = f"{name}{_takes(inputs)}"
+        try:
+            return self._transport.predict(signature, inputs)
+        except ServingError as error:
+            known: Mapping[str, object] = {signature: None}
+            with suppress(ServingError):  # then the first error is the one to tell
+                known = self._transport.signatures()
+            if signature in known:
+                raise
+            raise ServingError("FAILED_PRECONDITION", _LACKS[_takes(inputs)]) from error
 
     def _hits(
         self, signature: str, name: str, values: Sequence[str], k: int | None
@@ -384,11 +405,11 @@ def _users(
     return users | {"reviews": written, "ratings": rated}
 
 
-def _signature(name: str, inputs: dict[str, Inputs]) -> str:
-    """The signature that takes what is said of the users."""
+def _takes(inputs: dict[str, Inputs]) -> str:
+    """The end of the name of the signature that takes what is said of the users."""
     if "context" in inputs:
-        return f"{name}_context"
-    return f"{name}_reviews" if "reviews" in inputs else name
+        return "_context"
+    return "_reviews" if "reviews" in inputs else ""
 
 
 def _padded(rows: Sequence[Sequence[str]]) -> list[list[str]]:

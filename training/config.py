@@ -144,6 +144,8 @@ class FitConfig(_Section):
             valid.
         interpolate: try weights between zero-shot and adapted on the held-out queries, and keep the
             best: true for 0, .25, .5, .75 and 1, or a list of shares of the way.
+        soup: trainings, each in its own order and with its own dropout, whose weights are
+            averaged; not for methods with parts that cannot be merged.
         layer_decay: factor of the learning rate from each layer to the one below; 1 for none.
         distillation: of ``distilled``: weight of the teacher's loss beside that of the pairs.
         pseudo_queries: of ``distilled``: number of queries made from titles.
@@ -184,6 +186,7 @@ class FitConfig(_Section):
     mixed_precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
     towers: Literal["both", "query"] = "both"
     interpolate: bool | list[Share] = False
+    soup: int = Field(1, ge=1)
     layer_decay: float = Field(1.0, gt=0, le=1)
     distillation: float = Field(1.0, ge=0)
     pseudo_queries: int = Field(1500, ge=16)

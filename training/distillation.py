@@ -238,6 +238,7 @@ def distil(
     lexical: LexicalScorer,
     lexical_weight: float,
     folder: Path,
+    name: str = "distillation",
     pool: CandidatePool | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -260,6 +261,7 @@ def distil(
         lexical: the lexical score.
         lexical_weight: of the lexical score in the teacher's.
         folder: for checkpoints and TensorBoard's event files.
+        name: of a folder inside the folders of these.
         pool: held-out queries that decide which weights are best; the last ones if None.
         seed: decides pseudo-queries and the order.
         progress: told (steps done, steps in all).
@@ -295,7 +297,7 @@ def distil(
         batches,
         config,
         folder=folder,
-        name="distillation",
+        name=name,
         pool=pool,
         progress=progress,
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 from towers.encoding import Progress
 from towers.errors import InputError
-from towers.interpolation import interpolate
+from towers.interpolation import interpolate, soup
 from towers.retriever import Retriever
 from training.augmentation import Augmenter
 from training.batches import PairBatches
@@ -90,7 +90,8 @@ def adapt(
     A share of the queries is kept back where there are enough of them. The towers are scored on
     these before training and after each epoch, and the best weights are kept, the untrained ones
     included. A run that was killed goes on after its last whole epoch when called again with the
-    same arguments.
+    same arguments. With ``config.soup`` trainings the mean of their weights is taken, if that does
+    better on these queries than the towers as they came.
 
     Args:
         retriever: the towers to start from; left as it is.
@@ -126,14 +127,89 @@ def adapt(
         return _adapt_linearly(
             retriever, pairs, item_texts, config, judgements or pairs, seed, progress
         )
-    given, config = config, with_schedule(config, method, len(pairs.item_row))
+    start = time.perf_counter()
+    train, held_out = hold_out(pairs, judgements or pairs, config, seed)
+    pool = CandidatePool(held_out, item_texts, seed=seed) if held_out is not None else None
+    trainings = [
+        _train(
+            retriever,
+            train,
+            item_texts,
+            config,
+            method=method,
+            pair_count=len(pairs),
+            folder=folder,
+            name=f"soup-{number}" if number else "",
+            pool=pool,
+            judgements=judgements,
+            titles=titles,
+            lexical=lexical,
+            seed=seed + number,
+            progress=_part(progress, number, config.soup),
+            callbacks=callbacks,
+        )
+        for number in range(config.soup)
+    ]
+    adapted, losses, scores, best_epoch = _together(retriever, trainings, pool)
+    share, interpolation = 1.0, list[tuple[float, float]]()
+    if pool is not None and config.shares and best_epoch:
+        adapted, share, interpolation = _interpolated(retriever, adapted, config.shares, pool)
+    return FitResult(
+        retriever=adapted,
+        losses=losses,
+        held_out=scores,
+        best_epoch=best_epoch,
+        share=share,
+        interpolation=interpolation,
+        pairs=len(train),
+        held_out_queries=len(held_out.queries) if held_out is not None else 0,
+        trained_parameters=trainings[0].trained_parameters,
+        learning_rate=trainings[0].learning_rate,
+        seconds=time.perf_counter() - start,
+    )
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Towers after one training; see `FitResult`."""
+
+    retriever: Retriever
+    losses: list[float]
+    scores: list[float]
+    best_epoch: int
+    trained_parameters: int
+    learning_rate: float | None
+
+
+def _train(
+    zero_shot: Retriever,
+    train: Interactions,
+    item_texts: Sequence[str],
+    given: FitConfig,
+    *,
+    method: Method,
+    pair_count: int,
+    folder: Path,
+    name: str,
+    pool: CandidatePool | None,
+    judgements: Interactions | None,
+    titles: Sequence[str] | None,
+    lexical: LexicalScorer | None,
+    seed: int,
+    progress: Progress | None,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> _Training:
+    """One training by gradient descent, of the pairs that are not held out.
+
+    Args:
+        pair_count: of the pairs, those held out included: the schedule is for so many.
+        name: of the training's folder inside those of checkpoints and events.
+    """
+    config = with_schedule(given, method, pair_count)
     keras.utils.set_random_seed(seed)
     first: Method = "full" if method == "distilled" else method
-    model = trainable_copy(retriever.model, first, config)
-    zero_shot, retriever = retriever, Retriever(model, retriever.tokenizer, retriever.text)
-
-    train, held_out = hold_out(pairs, judgements or pairs, config, seed)
-    start = time.perf_counter()
+    model = trainable_copy(zero_shot.model, first, config)
+    retriever = Retriever(model, zero_shot.tokenizer, zero_shot.text)
     negatives, anchor = _from_catalog(
         retriever, train, item_texts, config, lexical, judgements, progress
     )
@@ -150,12 +226,12 @@ def adapt(
         grades=config.loss == "graded",
         augmentation=Augmenter.from_config(config.augment, train.queries),
     )
-    pool = CandidatePool(held_out, item_texts, seed=seed) if held_out is not None else None
     checkpoints = train_epochs(
         retriever,
         batches,
         config,
         folder=folder,
+        name=name,
         pool=pool,
         negatives=negatives,
         progress=progress,
@@ -178,28 +254,52 @@ def adapt(
             lexical=lexical,
             lexical_weight=weight,
             folder=folder,
+            name=f"{name}distillation",
             pool=pool,
             seed=seed,
             progress=progress,
         )
         best_epoch = len(losses) + second.best_epoch if second.best_epoch else best_epoch
         losses, scores = losses + second.losses, scores + second.scores[1:]
-    share, interpolation = 1.0, list[tuple[float, float]]()
-    if pool is not None and config.shares and best_epoch:
-        adapted, share, interpolation = _interpolated(zero_shot, adapted, config.shares, pool)
-    return FitResult(
-        retriever=adapted,
-        losses=losses,
-        held_out=scores,
-        best_epoch=best_epoch,
-        share=share,
-        interpolation=interpolation,
-        pairs=len(train),
-        held_out_queries=len(held_out.queries) if held_out is not None else 0,
-        trained_parameters=sum(math.prod(weight.shape) for weight in model.trainable_weights),
-        learning_rate=config.learning_rate,
-        seconds=time.perf_counter() - start,
+    return _Training(
+        adapted,
+        losses,
+        scores,
+        best_epoch,
+        sum(math.prod(weight.shape) for weight in model.trainable_weights),
+        config.learning_rate,
     )
+
+
+def _together(
+    zero_shot: Retriever, trainings: Sequence[_Training], pool: CandidatePool | None
+) -> tuple[Retriever, list[float], list[float], int]:
+    """The towers of one training, or the mean of several if it does better than zero-shot.
+
+    Returns:
+        The towers, losses, held-out scores and the best epoch; of several trainings the mean
+        losses, and the scores before and after.
+    """
+    first = trainings[0]
+    if len(trainings) == 1:
+        return first.retriever, first.losses, first.scores, first.best_epoch
+    # As far as all of them went: each stops when it no longer gets better.
+    epochs = zip(*(training.losses for training in trainings), strict=False)
+    losses = [float(np.mean(of_epoch)) for of_epoch in epochs]
+    mean = soup([training.retriever for training in trainings])
+    if pool is None:
+        return mean, losses, [], first.best_epoch
+    scores = [first.scores[0], pool.score(mean)]
+    if scores[1] > scores[0]:
+        return mean, losses, scores, max(training.best_epoch for training in trainings)
+    return zero_shot, losses, scores, 0
+
+
+def _part(progress: Progress | None, number: int, parts: int) -> Progress | None:
+    """The progress of one of several trainings of equally many steps, told as that of all."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(number * total + done, parts * total)
 
 
 def _from_catalog(

@@ -108,7 +108,7 @@ def require_gradient(method: Method, config: FitConfig) -> None:
     plain = FitConfig()
     names = (
         *("loss", "hard_negatives", "judged_negatives", "cached_negatives"),
-        *("anchor", "fgm", "r_drop", "accumulate"),
+        *("anchor", "fgm", "r_drop", "accumulate", "soup"),
     )
     given = [name for name in names if getattr(config, name) != getattr(plain, name)]
     if given:
@@ -124,6 +124,11 @@ def _kernels(config: FitConfig) -> tuple[str, ...]:
 
 def require_suitable(model: TwoTower, method: Method, config: FitConfig) -> None:
     """Raises `InputError` where towers cannot be adapted as configured."""
+    if config.soup > 1 and method in ("adapters", "prefix"):
+        raise InputError(
+            f"a soup averages weights, and those that {method} adds mean something else in each "
+            "training: leave soup out, or choose full, lora, adalora, bitfit or top"
+        )
     for tower in (model.query_tower, model.item_tower):
         if tower.without_adaptation().adaptation is not None:
             raise InputError("towers that have adapters or prefixes cannot be adapted once more")

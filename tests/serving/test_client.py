@@ -49,6 +49,17 @@ def test_a_model_without_columns_is_not_filtered(client):
         client.search_filtered(["mug"])
 
 
+def test_a_model_without_histories_recommends_nothing_and_says_why(client):
+    with pytest.raises(ServingError, match="exported from a run without histories"):
+        client.recommend([["1"]])
+    with pytest.raises(ServingError, match="exported from a run without histories"):
+        client.score([["1"]], [["2"]])
+    with pytest.raises(ServingError, match="does not take reviews"):
+        client.recommend([["1"]], reviews=[["lovely"]])
+    with pytest.raises(ServingError, match="without --users and --context"):
+        client.recommend([["1"]], contexts=[{"level": "gold"}])
+
+
 def test_embeddings_come_as_an_array(client):
     embeddings = client.encode_queries(["a", "abc"])
     assert embeddings.dtype == np.float32

@@ -18,11 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from towers.errors import InputError
 from towers.retriever import Retriever
 from training.catalog import Catalog
-from training.config import FitConfig
+from training.config import FitConfig, TrainConfig
 from training.fit import FitResult, adapt
 from training.held_out import CandidatePool
 from training.interactions import Interactions
 from training.optimizer import adamw
+from training.train import train
 
 Make = Callable[..., Retriever]
 
@@ -253,10 +254,11 @@ from pathlib import Path
 import keras
 from towers import Retriever
 from training.catalog import Catalog
-from training.config import FitConfig
+from training.config import FitConfig, TrainConfig
 from training.fit import adapt
 from training.interactions import Interactions
 from training.optimizer import adamw
+from training.train import train
 
 folder = Path(sys.argv[1])
 interactions = Interactions.read(folder / "interactions.csv", Catalog.read(folder / "catalog.csv"))
@@ -318,3 +320,98 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
             np.testing.assert_allclose(a, b, atol=1e-6)
     # Dropout did draw.
     assert len(set(np.round(whole.losses, 6))) == 3
+
+
+# Soups
+
+
+def test_a_soup_is_the_mean_of_trainings_with_other_seeds(
+    tmp_path: Path, make_tiny_retriever: Make, pairs: Interactions
+) -> None:
+    retriever, texts = make_tiny_retriever(), pairs.catalog.column("title")
+    recipe = RECIPE.model_copy(update={"held_out": 0.0})
+    apart = [
+        adapt(retriever, pairs, texts, recipe, folder=tmp_path / str(seed), seed=seed)
+        for seed in (5, 6, 7)
+    ]
+    steps: list[tuple[int, int]] = []
+    together = adapt(
+        retriever,
+        pairs,
+        texts,
+        recipe.model_copy(update={"soup": 3}),
+        folder=tmp_path / "soup",
+        seed=5,
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    every = [weights_of(result.retriever) for result in apart]
+    assert np.abs(every[0][0] - every[1][0]).max() > 1e-4
+    for mean, *several in zip(weights_of(together.retriever), *every, strict=True):
+        np.testing.assert_allclose(mean, np.mean(several, axis=0), atol=1e-6)
+    losses = np.array([result.losses for result in apart])
+    assert together.losses == pytest.approx(losses.mean(axis=0).tolist(), rel=1e-5)
+    assert together.trained_parameters == apart[0].trained_parameters
+    assert steps == [(n, len(steps)) for n in range(1, len(steps) + 1)]
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_soup_that_does_harm_is_undone(
+    better: bool,
+    tmp_path: Path,
+    make_tiny_retriever: Make,
+    pairs: Interactions,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Before and after each epoch of two trainings; then the soup.
+    scores = iter([0.2, 0.3, 0.2, 0.2, 0.5, 0.1, 0.4 if better else 0.1])
+    monkeypatch.setattr(CandidatePool, "score", lambda self, towers: next(scores))
+    retriever = make_tiny_retriever()
+    result = adapt(
+        retriever,
+        pairs,
+        pairs.catalog.column("title"),
+        RECIPE.model_copy(update={"soup": 2, "epochs": 2}),
+        folder=tmp_path / "run",
+    )
+    assert result.held_out == [0.2, 0.4 if better else 0.1]
+    assert result.best_epoch == (1 if better else 0)
+    changed = np.abs(weights_of(result.retriever)[0] - weights_of(retriever)[0]).max()
+    assert bool(changed > 0) == better
+
+
+def test_an_interrupted_soup_goes_on_exactly(
+    tmp_path: Path, make_tiny_retriever: Make, pairs: Interactions
+) -> None:
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+            trainings.append(1)
+
+        def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+            if len(trainings) == 2 and epoch == 1:
+                raise KeyboardInterrupt
+
+    def run(folder: str, *callbacks: keras.callbacks.Callback) -> FitResult:
+        return adapt(
+            make_tiny_retriever(),
+            pairs,
+            pairs.catalog.column("title"),
+            RECIPE.model_copy(update={"soup": 2}),
+            folder=tmp_path / folder,
+            callbacks=callbacks,
+        )
+
+    trainings: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        run("run", Interrupt())
+    resumed, whole = run("run"), run("other")
+    assert resumed.held_out == pytest.approx(whole.held_out, rel=1e-6)
+    for a, b in zip(weights_of(resumed.retriever), weights_of(whole.retriever), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["adapters", "prefix", "linear", "zero-shot"])
+def test_what_no_soup_can_be_made_of(method: str, tmp_path: Path, pairs: Interactions) -> None:
+    config = TrainConfig.of({"method": method, "fit": {"soup": 2}}, "test")
+    with pytest.raises(InputError, match="soup"):
+        train(config, pairs.catalog, pairs, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
