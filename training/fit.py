@@ -39,8 +39,10 @@ class FitResult:
     Attributes:
         retriever: the adapted towers, in float32.
         losses: mean training loss of each epoch.
-        held_out: score before training and after each epoch; empty where nothing was held out.
-        best_epoch: epochs of training behind the weights; 0 means that zero-shot did best.
+        held_out: score before training and after each epoch, or, of several trainings, before them
+            and of their mean; empty where nothing was held out.
+        best_epoch: epochs of training behind the weights, at most; 0 means that zero-shot did best.
+        soup: trainings whose weights were averaged.
         share: how much of the way from zero-shot to adapted was kept.
         interpolation: (share, held-out score) of what was tried in between.
         pairs: pairs trained on.
@@ -55,6 +57,7 @@ class FitResult:
     losses: list[float] = field(default_factory=list)
     held_out: list[float] = field(default_factory=list)
     best_epoch: int = 0
+    soup: int = 1
     share: float = 1.0
     interpolation: list[tuple[float, float]] = field(default_factory=list)
     pairs: int = 0
@@ -159,6 +162,7 @@ def adapt(
         losses=losses,
         held_out=scores,
         best_epoch=best_epoch,
+        soup=config.soup,
         share=share,
         interpolation=interpolation,
         pairs=len(train),

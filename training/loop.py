@@ -116,7 +116,8 @@ def train_epochs(
         own.append(Remine(negatives, checkpoints, config.remine, items=items))
     assert config.epochs is not None
     steps = config.epochs * len(batches.plan(0))
-    model.compile(optimizer=adamw(config, steps, model))
+    # On a GPU Keras would let XLA compile each width of a batch anew, for a few steps each.
+    model.compile(optimizer=adamw(config, steps, model), jit_compile=False)
     done = checkpoints.resume()
     if not checkpoints.is_over:
         model.fit(

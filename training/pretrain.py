@@ -195,6 +195,7 @@ class _Trainer:
             optimizer=adamw(recipe, max(steps, 1)),
             loss=masked_token_loss(),
             weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+            jit_compile=False,  # as in training/loop.py
         )
         # Before its state is saved or loaded.
         self.model.optimizer.build(self.model.trainable_variables)

@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from towers.errors import InputError
@@ -320,6 +321,37 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
             np.testing.assert_allclose(a, b, atol=1e-6)
     # Dropout did draw.
     assert len(set(np.round(whole.losses, 6))) == 3
+
+
+def test_no_width_of_a_batch_is_compiled_anew_on_a_gpu(
+    tmp_path: Path,
+    make_tiny_retriever: Make,
+    pairs: Interactions,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Keras lets XLA compile every shape where TensorFlow has a GPU, unless it is told not to."""
+    real = tf.config.list_physical_devices
+
+    def with_gpu(kind: str | None = None) -> list[tf.config.PhysicalDevice]:
+        gpu = [tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")]
+        return real(kind) + (gpu if kind is None else [])
+
+    compiled = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+            compiled.append(self.model.jit_compile)
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", with_gpu)
+    adapt(
+        make_tiny_retriever(),
+        pairs,
+        pairs.catalog.column("title"),
+        RECIPE.model_copy(update={"epochs": 1}),
+        folder=tmp_path / "run",
+        callbacks=[Look()],
+    )
+    assert compiled == [False]
 
 
 # Soups

@@ -276,12 +276,15 @@ def _report(output: Path, metrics: dict[str, Any]) -> str:
     ]
     if fit["held_out"]:
         scores = " ".join(f"{score:.3f}" for score in fit["held_out"])
+        soup = f"the mean of {fit['soup']} trainings" if fit["soup"] > 1 else ""
         when = "and after each epoch" if fit["losses"] else "and after, cross-validated"
+        when = f"and of {soup}" if soup else when
         lines.append(
             f"nDCG@10 on {fit['held_out_queries']} held-out queries, before training {when}: "
             f"{scores}"
         )
         kept = f"epoch {fit['best_epoch']}" if fit["losses"] else "the map"
+        kept = soup or kept
         lines.append(f"Kept {kept if fit['best_epoch'] else 'zero-shot, which nothing beat'}")
         if fit["share"] < 1:
             lines.append(f"Kept {fit['share']:.0%} of the way from zero-shot to adapted")
