@@ -19,12 +19,12 @@ from training.lexical_weight import (
     likeliest_weight,
     ndcg_by_query,
 )
+from training.query_parts import query_parts
 
 # With this many queries a quarter of them judges well enough, and one training is enough.
 _ENOUGH_QUERIES = 128
 _HELD_OUT_FOLDS = 4
 _FEW_FOLDS = 2
-_QUERIES_AT_A_TIME = 64
 
 
 class HeldOutFolds:
@@ -126,9 +126,7 @@ def _without(pairs: Interactions, fold: np.ndarray) -> Interactions:
 
 
 def _words(lexical: LexicalScorer, queries: Sequence[str], rows: np.ndarray) -> np.ndarray:
-    starts = range(0, len(queries), _QUERIES_AT_A_TIME)
-    parts = [lexical(queries[start : start + _QUERIES_AT_A_TIME])[:, rows] for start in starts]
-    return np.concatenate(parts)
+    return np.concatenate([lexical(queries[part])[:, rows] for part in query_parts(len(queries))])
 
 
 def _gains(judgements: Interactions, queries: Sequence[str], rows: np.ndarray) -> np.ndarray:

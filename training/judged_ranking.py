@@ -12,6 +12,7 @@ from towers.retriever import Retriever
 from training.evaluation import Measure, evaluate
 from training.interactions import Interactions
 from training.lexical_weight import LexicalScorer, fused
+from training.query_parts import query_parts
 from training.search import Run
 
 ItemEncoder = Callable[[Retriever, Sequence[str]], np.ndarray]
@@ -21,7 +22,6 @@ Vectors = tuple[np.ndarray, np.ndarray]
 """Of the queries ``[queries, d]`` and of the items that are ranked ``[items, d]``."""
 
 _DEPTH = 100
-_QUERIES_AT_A_TIME = 64
 
 
 def encode_items(retriever: Retriever, texts: Sequence[str]) -> np.ndarray:
@@ -81,8 +81,7 @@ class JudgedRanking:
         texts = self.judgements.queries
         found = np.empty((len(texts), min(self._depth, len(items))), np.int64)
         scores = np.empty(found.shape, np.float32)
-        for start in range(0, len(texts), _QUERIES_AT_A_TIME):
-            part = slice(start, start + _QUERIES_AT_A_TIME)
+        for part in query_parts(len(texts)):
             score = queries[part] @ items.T  # [part, items]
             if weight:
                 assert self._lexical is not None

@@ -13,6 +13,7 @@ from towers.retriever import Retriever
 from training.held_out import CandidatePool
 from training.interactions import Interactions
 from training.metrics import ideal_dcg_at_k, ndcg_at_k
+from training.query_parts import query_parts
 
 LexicalScorer = Callable[[Sequence[str]], np.ndarray]
 """From queries to the lexical score of every item, float32 ``[queries, items]``, 0 or more, with 1
@@ -29,7 +30,6 @@ _WEIGHTS = np.arange(21) / 20
 CANDIDATES = 5_000
 """Items that queries are ranked against."""
 _MAX_QUERIES = 1_000
-_QUERIES_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ def choose_lexical_weight(
         for place, one in enumerate(towers)
     ]
     lexical = np.empty_like(cosines[0])
-    for start in range(0, len(lexical), _QUERIES_AT_A_TIME):
-        part = slice(start, start + _QUERIES_AT_A_TIME)
+    for part in query_parts(len(lexical)):
         lexical[part] = lexical_scores(shots.queries[part])[:, pool.rows]
     gains = np.zeros_like(lexical)
     gains[shots.query_row, np.searchsorted(pool.rows, shots.item_row)] = shots.grade

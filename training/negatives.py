@@ -15,6 +15,7 @@ from training.checkpoints import Checkpoints
 from training.interactions import Interactions
 from training.lexical_weight import LexicalScorer, fused
 from training.pair_vectors import PairVectors, encode_pairs
+from training.query_parts import query_parts
 
 Source = Literal["towers", "lexical", "both"]
 """Whose ranking hard negatives come from."""
@@ -25,7 +26,6 @@ _LEXICAL_WEIGHT: dict[Source, float] = {"towers": 0.0, "lexical": 1.0, "both": 0
 _DEPTH = 30
 # What scores above this share of the positive's score is taken for one more positive.
 _SHARE = 0.95
-_QUERIES_AT_A_TIME = 64
 
 
 def limit(scores: np.ndarray) -> np.ndarray:
@@ -188,16 +188,15 @@ class CatalogNegatives:
         items = self.vectors.of_items(np.arange(len(self.item_texts)))
         own = self.pairs.item_row
         pools: list[np.ndarray] = [np.zeros(0, np.int64)] * len(self.pairs)
-        for start in range(0, len(self.pairs.queries), _QUERIES_AT_A_TIME):
-            stop = start + _QUERIES_AT_A_TIME
-            queries = self.pairs.queries[start:stop]
-            scores = self.vectors.queries[start:stop] @ items.T  # [queries, items]
+        for part in query_parts(len(self.pairs.queries)):
+            queries = self.pairs.queries[part]
+            scores = self.vectors.queries[part] @ items.T  # [queries, items]
             if self.lexical is not None and weight:
                 scores = fused(scores, self.lexical(queries), weight)
             of_pair = self.pairs.query_row
-            for pair in np.flatnonzero((start <= of_pair) & (of_pair < stop)).tolist():
+            for pair in np.flatnonzero((part.start <= of_pair) & (of_pair < part.stop)).tolist():
                 query = int(of_pair[pair])
-                score = scores[query - start]
+                score = scores[query - part.start]
                 allowed = self._first & (score <= limit(score[own[pair]]))
                 allowed &= ~np.isin(self._text_id, self._positive_ids[query])
                 if self.source == "lexical":

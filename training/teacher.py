@@ -11,8 +11,7 @@ import tensorflow as tf
 from towers.encoding import Progress, fast_dtype
 from towers.retriever import Retriever
 from training.lexical_weight import LexicalScorer, fused
-
-_QUERIES_AT_A_TIME = 64
+from training.query_parts import query_parts
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,7 @@ def make_teacher(
     depth = min(depth, len(rows))
     scores = np.empty((len(queries), len(rows)), np.float16)
     near = np.empty((len(queries), 2, depth), np.int32)
-    for start in range(0, len(queries), _QUERIES_AT_A_TIME):
-        part = slice(start, start + _QUERIES_AT_A_TIME)
+    for part in query_parts(len(queries)):
         cosine = vectors[part] @ items.T  # [queries of the part, items]
         both = cosine
         if lexical is not None and weight:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 Lexical = str | float | None
 
-_QUERIES_AT_A_TIME = 64
-
 
 class _Weight(click.ParamType):
     name = "auto|off|WEIGHT"
@@ -107,6 +105,7 @@ def hybrid_top_k(
     import tensorflow as tf
 
     from serving.lexical import LexicalIndex, fused_top_k
+    from training.query_parts import query_parts
 
     lexical = LexicalIndex.build(fields)
     matrix = tf.constant(items)
@@ -129,9 +128,8 @@ def hybrid_top_k(
         )
 
     found = []
-    for start in range(0, len(queries), _QUERIES_AT_A_TIME):
-        part = slice(start, start + _QUERIES_AT_A_TIME)
+    for part in query_parts(len(queries)):
         found.append(search(tf.constant(queries[part]), tf.constant(embeddings[part])))
-        progress(min(part.stop, len(queries)), len(queries))
+        progress(part.stop, len(queries))
     scores = np.concatenate([scores.numpy() for scores, _ in found])
     return scores, np.concatenate([rows.numpy() for _, rows in found]).astype(np.int64)

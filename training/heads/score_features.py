@@ -8,8 +8,7 @@ import numpy as np
 
 from towers.encoding import Progress
 from training.lexical_weight import LexicalScorer, fused
-
-_QUERIES_AT_A_TIME = 64
+from training.query_parts import query_parts
 
 
 def score_features(
@@ -41,20 +40,19 @@ def score_features(
     """
     cosine, words, gap = np.zeros((3, len(query_row)), np.float32)
     order = np.argsort(query_row, kind="stable")
-    for start in range(0, len(queries), _QUERIES_AT_A_TIME):
-        stop = min(start + _QUERIES_AT_A_TIME, len(queries))
-        first, last = np.searchsorted(query_row[order], [start, stop])
+    for part in query_parts(len(queries)):
+        first, last = np.searchsorted(query_row[order], [part.start, part.stop])
         pairs = order[first:last]
-        at = query_row[pairs] - start, item_row[pairs]
-        scores = query_vectors[start:stop] @ item_vectors.T  # [queries here, items]
+        at = query_row[pairs] - part.start, item_row[pairs]
+        scores = query_vectors[part] @ item_vectors.T  # [queries here, items]
         cosine[pairs] = scores[at]
         if lexical is not None:
-            by_words = lexical(queries[start:stop])
+            by_words = lexical(queries[part])
             words[pairs] = by_words[at]
             scores = fused(scores, by_words, lexical_weight)
         gap[pairs] = scores.max(axis=1)[at[0]] - scores[at]
         if progress is not None:
-            progress(stop, len(queries))
+            progress(part.stop, len(queries))
     features = {"cosine": cosine, "lexical": words, "gap": gap}
     if lexical is None:
         del features["lexical"]

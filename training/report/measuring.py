@@ -24,6 +24,7 @@ from training.lexical_weight import (
     choose_lexical_weight,
     fused,
 )
+from training.query_parts import query_parts
 from training.report.cells import TITLES, Cell, Measurement, Ranking, View
 from training.report.memory import PeakMemory
 from training.report.plan import BM25, PEER, Task
@@ -35,8 +36,6 @@ from training.train import LexicalIndexer, build_retriever, train
 
 Stages = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all)."""
-
-_QUERIES_AT_A_TIME = 64
 
 
 class Measurer:
@@ -160,8 +159,7 @@ class Measurer:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores and rows ``[Q, depth]`` as of a served export."""
         found = []
-        for start in range(0, len(queries), _QUERIES_AT_A_TIME):
-            part = slice(start, start + _QUERIES_AT_A_TIME)
+        for part in query_parts(len(queries)):
             cosine = tf.matmul(queries[part], items, transpose_b=True).numpy()
             words = self._words[part].toarray()
             found.append(tf.math.top_k(fused(cosine, words, weight), self.task.depth))
@@ -220,10 +218,9 @@ class Measurer:
         Most items share no word with a query.
         """
         queries, parts = self.task.test.queries, []
-        for start in range(0, len(queries), _QUERIES_AT_A_TIME):
-            part = queries[start : start + _QUERIES_AT_A_TIME]
-            parts.append(sparse.csr_matrix(self._scorer(part)))
-            self._progress("Scoring words", start + len(part), len(queries))
+        for part in query_parts(len(queries)):
+            parts.append(sparse.csr_matrix(self._scorer(queries[part])))
+            self._progress("Scoring words", part.stop, len(queries))
         return sparse.vstack(parts, format="csr")
 
     @property
