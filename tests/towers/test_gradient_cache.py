@@ -305,6 +305,7 @@ def test_jax_trains_without_tensorflow() -> None:
     assert result.stdout.startswith("trained")
 
 
+@pytest.mark.slow
 def test_fit_with_all_of_it(make_tiny_encoder: MakeEncoder, x: dict) -> None:
     model = TwoTower(
         make_tiny_encoder(dropout=0.1),

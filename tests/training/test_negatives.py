@@ -300,7 +300,7 @@ def test_mining_anew(
     [
         ("full", {"hard_negatives": 2, "hard_negatives_from": "both", "remine": 1, "anchor": 0.5}),
         ("lora", {"cached_negatives": 6, "towers": "query", "loss": "margin", "fgm": 0.1}),
-        ("full", {"judged_negatives": 1, "anchor": 0.1}),
+        pytest.param(*("full", {"judged_negatives": 1, "anchor": 0.1}), marks=pytest.mark.slow),
         ("full", {"judged_negatives": 2, "hard_negatives": 1, "cached_negatives": 3}),
         ("bitfit", {"loss": "graded", "accumulate": 3, "catalog_negatives": 2, "anchor": 0.1}),
     ],

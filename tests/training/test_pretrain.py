@@ -158,7 +158,9 @@ def test_head_steps_leave_the_encoder_alone(preset: str, tmp_path: Path) -> None
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("stop", [5, 9, 15, 27])
+@pytest.mark.parametrize(
+    "stop", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (9, 15)), 27]
+)
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     stop: int, preset: str, whole: list[np.ndarray], tmp_path: Path
 ) -> None:

@@ -192,7 +192,7 @@ def test_a_finished_report_measures_nothing_again_and_more_draws_are_added(
 @pytest.mark.parametrize(
     ("method", "stopped"),
     [
-        ("linear", "while weighing words"),
+        pytest.param("linear", "while weighing words", marks=pytest.mark.slow),
         ("linear", "before the evaluation"),
         pytest.param("bitfit", "in the second epoch", marks=pytest.mark.slow),
         pytest.param("auto", "while choosing the method", marks=pytest.mark.slow),
