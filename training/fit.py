@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,8 @@ def adapt(
         return _adapt_linearly(
             retriever, pairs, item_texts, config, judgements or pairs, seed, progress
         )
+    if method == "distilled" and lexical is None:
+        raise InputError("method distilled needs the lexical score of the catalogue")
     start = time.perf_counter()
     train, held_out = hold_out(pairs, judgements or pairs, config, seed)
     pool = CandidatePool(held_out, item_texts, seed=seed) if held_out is not None else None
@@ -153,36 +155,18 @@ def adapt(
         )
         for number in range(config.soup)
     ]
-    adapted, losses, scores, best_epoch = _together(retriever, trainings, pool)
-    share, interpolation = 1.0, list[tuple[float, float]]()
-    if pool is not None and config.shares and best_epoch:
-        adapted, share, interpolation = _interpolated(retriever, adapted, config.shares, pool)
-    return FitResult(
-        retriever=adapted,
-        losses=losses,
-        held_out=scores,
-        best_epoch=best_epoch,
-        soup=config.soup,
-        share=share,
-        interpolation=interpolation,
+    result = _together(retriever, trainings, pool)
+    if pool is not None and config.shares and result.best_epoch:
+        adapted, share, interpolation = _interpolated(
+            retriever, result.retriever, config.shares, pool
+        )
+        result = replace(result, retriever=adapted, share=share, interpolation=interpolation)
+    return replace(
+        result,
         pairs=len(train),
         held_out_queries=len(held_out.queries) if held_out is not None else 0,
-        trained_parameters=trainings[0].trained_parameters,
-        learning_rate=trainings[0].learning_rate,
         seconds=time.perf_counter() - start,
     )
-
-
-@dataclass(frozen=True)
-class _Training:
-    """Towers after one training; see `FitResult`."""
-
-    retriever: Retriever
-    losses: list[float]
-    scores: list[float]
-    best_epoch: int
-    trained_parameters: int
-    learning_rate: float | None
 
 
 def _train(
@@ -202,7 +186,7 @@ def _train(
     seed: int,
     progress: Progress | None,
     callbacks: Sequence[keras.callbacks.Callback],
-) -> _Training:
+) -> FitResult:
     """One training by gradient descent, of the pairs that are not held out.
 
     Args:
@@ -244,8 +228,7 @@ def _train(
     adapted = Retriever(finished(model), retriever.tokenizer, retriever.text)
     losses, scores, best_epoch = checkpoints.losses, checkpoints.scores, checkpoints.best_epoch
     if method == "distilled":
-        if lexical is None:
-            raise InputError("method distilled needs the lexical score of the catalogue")
+        assert lexical is not None  # seen to by `adapt`
         weight = choose_lexical_weight(
             zero_shot, train, item_texts, lexical, adapted=adapted, seed=seed
         ).weight
@@ -265,38 +248,37 @@ def _train(
         )
         best_epoch = len(losses) + second.best_epoch if second.best_epoch else best_epoch
         losses, scores = losses + second.losses, scores + second.scores[1:]
-    return _Training(
-        adapted,
-        losses,
-        scores,
-        best_epoch,
-        sum(math.prod(weight.shape) for weight in model.trainable_weights),
-        config.learning_rate,
+    return FitResult(
+        retriever=adapted,
+        losses=losses,
+        held_out=scores,
+        best_epoch=best_epoch,
+        trained_parameters=sum(math.prod(weight.shape) for weight in model.trainable_weights),
+        learning_rate=config.learning_rate,
     )
 
 
 def _together(
-    zero_shot: Retriever, trainings: Sequence[_Training], pool: CandidatePool | None
-) -> tuple[Retriever, list[float], list[float], int]:
-    """The towers of one training, or the mean of several if it does better than zero-shot.
-
-    Returns:
-        The towers, losses, held-out scores and the best epoch; of several trainings the mean
-        losses, and the scores before and after.
-    """
+    zero_shot: Retriever, trainings: Sequence[FitResult], pool: CandidatePool | None
+) -> FitResult:
+    """One training, or the mean of several: zero-shot where that does no better."""
     first = trainings[0]
     if len(trainings) == 1:
-        return first.retriever, first.losses, first.scores, first.best_epoch
+        return first
     # As far as all of them went: each stops when it no longer gets better.
     epochs = zip(*(training.losses for training in trainings), strict=False)
-    losses = [float(np.mean(of_epoch)) for of_epoch in epochs]
-    mean = soup([training.retriever for training in trainings])
+    mean = replace(
+        first,
+        retriever=soup([training.retriever for training in trainings]),
+        losses=[float(np.mean(of_epoch)) for of_epoch in epochs],
+        best_epoch=max(training.best_epoch for training in trainings),
+        soup=len(trainings),
+    )
     if pool is None:
-        return mean, losses, [], first.best_epoch
-    scores = [first.scores[0], pool.score(mean)]
-    if scores[1] > scores[0]:
-        return mean, losses, scores, max(training.best_epoch for training in trainings)
-    return zero_shot, losses, scores, 0
+        return mean
+    before, after = first.held_out[0], pool.score(mean.retriever)
+    mean = replace(mean, held_out=[before, after])
+    return mean if after > before else replace(mean, retriever=zero_shot, best_epoch=0)
 
 
 def _part(progress: Progress | None, number: int, parts: int) -> Progress | None:
