@@ -133,6 +133,29 @@ def test_encoding_names_the_package_that_it_lacks(
 # Training and evaluating
 
 
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [((), True), (("--shots", 50), False), (("--method", "linear"), False)],
+)
+def test_training_on_very_many_pairs_is_said_to_bring_little(
+    options: tuple[object, ...],
+    hint: bool,
+    shop: Path,
+    tmp_path: Path,
+    towers: Callable[..., Any],
+) -> None:
+    rows = "".join(f"query {n},k1\n" for n in range(10_001))
+    (tmp_path / "many.csv").write_text(f"query,item_id\n{rows}", "utf-8")
+    taken = tmp_path / "taken"  # so that nothing is trained
+    taken.write_text("")
+    answer = towers(
+        *("train", "--catalog", shop / "catalog.csv", "--interactions", tmp_path / "many.csv"),
+        *("--output", taken, "--config", shop / "config.toml", *options),
+    )
+    assert answer.status == 2
+    assert ("10,001 positive pairs" in answer.err and "--shots 2000" in answer.err) is hint
+
+
 def test_train_and_evaluate_print_one_json_object(
     shop: Path, tmp_path: Path, towers: Callable[..., Any]
 ) -> None:

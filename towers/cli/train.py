@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from training.reviews import Reviews
     from training.train import AlsoFit
 
+# Of 27,000 pairs of homedepot towers learn hardly more than of 2,000.
+_MANY, _ENOUGH = 10_000, 2_000
 # As in `training.config`, which is not imported for `--help`.
 METHODS = [
     "auto",
@@ -172,12 +174,23 @@ def command(
         )
         if judgements.unknown_items.rows:
             say(f"left out: {judgements.unknown_items}")
+        _say_if_many(config, judgements)
     people = read_histories(histories, products, strict, known.of_file) if histories else None
     written = read_reviews(reviews, products, people, strict) if reviews and people else None
     contexts = known.read(people) if people else None
     with training_devices(output, config.strategy, deterministic=config.deterministic) as folder:
         metrics = _train(config, products, judgements, people, written, contexts, folder)
     emit({"output": str(output), **metrics}, as_json, lambda: _report(output, metrics))
+
+
+def _say_if_many(config: TrainConfig, judgements: Interactions) -> None:
+    """A hint where training takes long and brings little more than some of the pairs would."""
+    count = len(judgements.positives(config.min_grade))
+    if config.shots is None and count > _MANY and config.method not in ("zero-shot", "linear"):
+        say(
+            f"{count:,} positive pairs: towers learn hardly more of them than of {_ENOUGH:,} "
+            f"(docs/benchmarks.md), and --shots {_ENOUGH} is quicker"
+        )
 
 
 def _train(
