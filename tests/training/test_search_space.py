@@ -28,8 +28,8 @@ SEARCHABLE_IN = {
         "epochs min_steps batch_size learning_rate warmup weight_decay clip_norm "
         "temperature learn_temperature symmetric loss margin catalog_negatives "
         "hard_negatives hard_negatives_from judged_negatives cached_negatives remine "
-        "anchor fgm r_drop mixed_precision towers layer_decay distillation pseudo_queries "
-        "rank alpha kernels top_layers bottleneck prefix_length"
+        "anchor fgm r_drop mixed_precision towers soup layer_decay distillation "
+        "pseudo_queries rank alpha kernels top_layers bottleneck prefix_length"
     ),
     "fit.augment": (
         "typos word_dropout word_swap synonyms synonyms_from units back_translation translator"
