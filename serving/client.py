@@ -276,7 +276,8 @@ class RetrievalClient(AbstractContextManager["RetrievalClient"]):
 
     def _of_users(self, name: str, inputs: dict[str, Inputs]) -> dict[str, np.ndarray]:
         """Runs the signature that takes what is said of the users, or says why there is none."""
-        signature = f"{name}{_takes(inputs)}"
+        takes = _takes(inputs)
+        signature = f"{name}{takes}"
         try:
             return self._transport.predict(signature, inputs)
         except ServingError as error:
@@ -285,7 +286,7 @@ class RetrievalClient(AbstractContextManager["RetrievalClient"]):
                 known = self._transport.signatures()
             if signature in known:
                 raise
-            raise ServingError("FAILED_PRECONDITION", _LACKS[_takes(inputs)]) from error
+            raise ServingError("FAILED_PRECONDITION", _LACKS[takes]) from error
 
     def _hits(
         self, signature: str, name: str, values: Sequence[str], k: int | None

@@ -19,6 +19,14 @@ from towers.tokenizer import Tokenizer
 Progress = Callable[[int, int], None]
 """Called with (texts done, texts in all)."""
 
+
+def part_of(progress: Progress | None, place: int, parts: int) -> Progress | None:
+    """The progress of one of several equal parts, told as that of all; None for None."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(place * total + done, parts * total)
+
+
 # Tokens a batch, padding included. Large enough for the matrix products to run at full speed, small
 # enough for the activations to stay in a CPU's cache (measured: benchmarks/encoding.py).
 BATCH_TOKENS = 2048

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from towers.encoding import Progress
+from towers.encoding import Progress, part_of
 from towers.errors import InputError
 from towers.interpolation import interpolate
 from towers.retriever import Retriever
@@ -175,7 +176,7 @@ def choose_method(
             plans.append((True, [warm()] * len(folds), ["full"]))
 
     cosines: dict[tuple[bool, Method, float], list[np.ndarray]] = {(False, "zero-shot", 0.0): []}
-    steps = _Steps(progress, len(folds) * sum(len(methods) for *_, methods in plans))
+    trainings, done = len(folds) * sum(len(methods) for *_, methods in plans), itertools.count()
     for number in range(len(folds)):
         train, known = held_out.training_part(number)
         for warm_up, towers, methods in plans:
@@ -194,7 +195,7 @@ def choose_method(
                     titles=titles,
                     lexical=lexical,
                     seed=seed,
-                    progress=steps.next(),
+                    progress=part_of(progress, next(done), trainings),
                 )
                 for share in _SHARES if method == "full" and not warm_up else (1.0,):
                     adapted = result.retriever
@@ -248,20 +249,6 @@ def expected_gain(differences: np.ndarray, prior_gain: float | None = None) -> t
         before = _PRIOR_GAIN * min(max(math.log(n / 8) / math.log(4), 0.0), 1.0)
     expected = (evidence * mean + belief * before) / (evidence + belief)
     return expected, math.sqrt(variance / n)
-
-
-class _Steps:
-    """Joins the progress of several trainings into one; each counts alike."""
-
-    def __init__(self, progress: Progress | None, parts: int) -> None:
-        self.progress, self.parts, self.place = progress, parts, -1
-
-    def next(self) -> Progress | None:
-        self.place += 1
-        if self.progress is None:
-            return None
-        progress, place = self.progress, self.place
-        return lambda done, total: progress(place * total + done, self.parts * total)
 
 
 def _compared(trial: Trial, differences: np.ndarray, alone: np.ndarray) -> Trial:

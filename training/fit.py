@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from towers.encoding import Progress
+from towers.encoding import Progress, part_of
 from towers.errors import InputError
 from towers.interpolation import interpolate, soup
 from towers.retriever import Retriever
@@ -150,7 +150,7 @@ def adapt(
             titles=titles,
             lexical=lexical,
             seed=seed + number,
-            progress=_part(progress, number, config.soup),
+            progress=part_of(progress, number, config.soup),
             callbacks=callbacks,
         )
         for number in range(config.soup)
@@ -279,13 +279,6 @@ def _together(
     before, after = first.held_out[0], pool.score(mean.retriever)
     mean = replace(mean, held_out=[before, after])
     return mean if after > before else replace(mean, retriever=zero_shot, best_epoch=0)
-
-
-def _part(progress: Progress | None, number: int, parts: int) -> Progress | None:
-    """The progress of one of several trainings of equally many steps, told as that of all."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(number * total + done, parts * total)
 
 
 def _from_catalog(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from towers.encoding import Progress, fast_dtype
+from towers.encoding import Progress, fast_dtype, part_of
 from towers.retriever import Retriever
 from training.held_out import CandidatePool
 from training.interactions import Interactions
@@ -90,7 +90,7 @@ def choose_lexical_weight(
     pool = CandidatePool(shots, item_texts, size=CANDIDATES, seed=seed)
     towers = [retriever] if adapted is None else [retriever, adapted]
     cosines = [  # [queries, candidates] each
-        _cosine(one, shots.queries, pool.texts, _part(progress, place, len(towers)))
+        _cosine(one, shots.queries, pool.texts, part_of(progress, place, len(towers)))
         for place, one in enumerate(towers)
     ]
     lexical = np.empty_like(cosines[0])
@@ -165,13 +165,6 @@ def _cosine(
 ) -> np.ndarray:
     vectors = retriever.encode_items(items, dtype=fast_dtype(), progress=progress)
     return retriever.encode_queries(queries) @ vectors.T
-
-
-def _part(progress: Progress | None, place: int, parts: int) -> Progress | None:
-    """Reports one of several equal parts as a share of all."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(place * total + done, parts * total)
 
 
 def ndcg_by_query(scores: np.ndarray, gains: np.ndarray) -> np.ndarray:

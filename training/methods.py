@@ -124,7 +124,8 @@ def _kernels(config: FitConfig) -> tuple[str, ...]:
 
 def require_suitable(model: TwoTower, method: Method, config: FitConfig) -> None:
     """Raises `InputError` where towers cannot be adapted as configured."""
-    if config.soup > 1 and method in ("adapters", "prefix"):
+    adaptation = make_adaptation(method, config)
+    if config.soup > 1 and adaptation is not None and not adaptation.mergeable:
         raise InputError(
             f"a soup averages weights, and those that {method} adds mean something else in each "
             "training: leave soup out, or choose full, lora, adalora, bitfit or top"

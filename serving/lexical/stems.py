@@ -36,7 +36,7 @@ class StemTable:
     @classmethod
     def build(cls, words: Sequence[str]) -> StemTable:
         """Stems words that are distinct and lower-case; numbers stay what they are."""
-        stemmer = Stemmer.Stemmer("english", 0)
+        stemmer = _stemmer()
         stems, of_word = stem_words(words)
         ids = {stem: row for row, stem in enumerate(stems)}
         forms = {word: int(stem) for word, stem in zip(words, of_word, strict=True) if stem >= 0}
@@ -52,8 +52,13 @@ def stem_words(words: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """Distinct stems of distinct words, and the place of each word's, int32; -1 for a stop word."""
     ids: dict[str, int] = {}
     of_word = np.full(len(words), -1, np.int32)
-    stems = Stemmer.Stemmer("english", 0).stemWords(words)
+    stems = _stemmer().stemWords(words)
     for row, (word, stem) in enumerate(zip(words, stems, strict=True)):
         if word not in ENGLISH_STOP_WORDS:
             of_word[row] = ids.setdefault(stem, len(ids))
     return list(ids), of_word
+
+
+def _stemmer() -> Stemmer.Stemmer:
+    """Without a cache, which costs more than it saves where no word comes twice."""
+    return Stemmer.Stemmer("english", 0)

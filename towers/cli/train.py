@@ -185,7 +185,7 @@ def command(
 
 def _say_if_many(config: TrainConfig, judgements: Interactions) -> None:
     """A hint where training takes long and brings little more than some of the pairs would."""
-    count = len(judgements.positives(config.min_grade))
+    count = int((judgements.grade >= config.min_grade).sum())
     if config.shots is None and count > _MANY and config.method not in ("zero-shot", "linear"):
         say(
             f"{count:,} positive pairs: towers learn hardly more of them than of {_ENOUGH:,} "
