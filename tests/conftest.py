@@ -196,7 +196,7 @@ def make_tiny_encoder(tiny_vocabulary: tuple[str, ...]) -> Callable[..., object]
         seed: int = 0,
         dtype: str = "float32",
         dropout: float = 0.0,
-        layers: int = 2,
+        layers: int = 1,
         **arguments: object,
     ) -> TextEncoder:
         keras.utils.set_random_seed(seed)
@@ -232,12 +232,14 @@ def make_tiny_retriever(
         dtype: str = "float32",
         text: TextSettings | None = None,
         projection_dim: int | None = None,
+        layers: int = 1,
         **two_tower: object,
     ) -> Retriever:
-        query_tower = make_tiny_encoder(seed, dtype, projection_dim=projection_dim)
-        item_tower = query_tower
-        if not shared:
-            item_tower = make_tiny_encoder(seed, dtype, projection_dim=projection_dim)
+        def tower() -> object:
+            return make_tiny_encoder(seed, dtype, projection_dim=projection_dim, layers=layers)
+
+        query_tower = tower()
+        item_tower = query_tower if shared else tower()
         settings = text or TextSettings("{title}[ by {brand}][. {description}]", 16, 48)
         return Retriever(
             TwoTower(query_tower, item_tower, **two_tower), Tokenizer(tiny_vocabulary), settings
@@ -253,9 +255,19 @@ def tiny_retriever(make_tiny_retriever: Callable[..., object]) -> object:
 
 
 @pytest.fixture(scope="session")
-def tiny_preset(tmp_path_factory: pytest.TempPathFactory, tiny_retriever: object) -> str:
+def make_tiny_preset(tmp_path_factory: pytest.TempPathFactory) -> Callable[[object], str]:
+    """Writes the checkpoint of a retriever to a folder, to be named as an encoder."""
+
+    def make(retriever: object) -> str:
+        folder = tmp_path_factory.mktemp("tiny_preset")
+        retriever.model.query_tower.backbone.save_to_preset(str(folder))
+        retriever.tokenizer.save(folder)
+        return str(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_preset(make_tiny_preset: Callable[[object], str], tiny_retriever: object) -> str:
     """A folder with the checkpoint of `tiny_retriever`, to be named as an encoder."""
-    folder = tmp_path_factory.mktemp("tiny_preset")
-    tiny_retriever.model.query_tower.backbone.save_to_preset(str(folder))
-    tiny_retriever.tokenizer.save(folder)
-    return str(folder)
+    return make_tiny_preset(tiny_retriever)

@@ -291,7 +291,8 @@ def test_order_counts_and_only_the_newest_are_looked_at(make_shop):
         for ids, scores in zip(decoded(answer["item_ids"]), answer["scores"].tolist(), strict=True)
     )
     assert ("g2" in one, "g1" in one, "g1" in other) == (True, False, True)
-    assert {item: one[item] for item in ("p 1", "é1")} == {i: other[i] for i in ("p 1", "é1")}
+    for item in ("p 1", "é1"):
+        assert one[item] == pytest.approx(other[item], abs=1e-5)
 
 
 def test_nothing_known_falls_back_to_what_is_popular(make_shop):

@@ -59,7 +59,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def plain(make_tiny_retriever: Make) -> TextEncoder:
-    return make_tiny_retriever(seed=3).model.query_tower
+    return make_tiny_retriever(seed=3, layers=2).model.query_tower
 
 
 def batch(lengths: tuple[int, ...] = (9, 4, 2)) -> dict[str, np.ndarray]:
@@ -122,7 +122,7 @@ def test_save_and_load(
 ) -> None:
     encoder = shaken(plain.with_adaptation(METHODS[name]()))
     assert json.loads(json.dumps(encoder.get_config())) == encoder.get_config()
-    base = make_tiny_retriever()
+    base = make_tiny_retriever(layers=2)
     retriever = Retriever(TwoTower(encoder), base.tokenizer, base.text)
     retriever.save(tmp_path)
     again = Retriever.load(tmp_path)
@@ -141,7 +141,7 @@ def test_save_and_load(
 def test_export_of_what_cannot_be_merged(
     method: str, plain: TextEncoder, make_tiny_retriever: Make
 ) -> None:
-    base = make_tiny_retriever()
+    base = make_tiny_retriever(layers=2)
     encoder = shaken(plain.with_adaptation(METHODS[method]()))
     retriever = Retriever(TwoTower(encoder), base.tokenizer, base.text)
     texts = ["red mug", "garden hose, 20 m"]

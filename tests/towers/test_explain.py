@@ -28,7 +28,8 @@ def make(make_tiny_encoder: Callable[..., object], tiny_vocabulary: tuple[str, .
         pooling: str = "mean", prefix: str = "", width: int | None = 16, context: bool = True
     ) -> Retriever:
         query_tower, item_tower = (
-            make_tiny_encoder(seed, pooling=pooling, projection_dim=width) for seed in (0, 1)
+            make_tiny_encoder(seed, layers=2, pooling=pooling, projection_dim=width)
+            for seed in (0, 1)
         )
         if not context:
             for tower in (query_tower, item_tower):

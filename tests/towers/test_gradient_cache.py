@@ -293,6 +293,7 @@ print("trained", losses[0], losses[-1])
 """
 
 
+@pytest.mark.slow  # test_replicas.py has chunks under JAX, test_jax.py has training without it
 def test_jax_trains_without_tensorflow() -> None:
     result = subprocess.run(
         [sys.executable, "-c", JAX_FIT],

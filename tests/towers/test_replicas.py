@@ -145,16 +145,19 @@ def start(script: str, *arguments: str, **environment: str) -> subprocess.Popen[
 @pytest.mark.parametrize(
     ("devices", "cases"),
     [
-        (2, [(8, {}), (8, {"chunks": 2}), (8, {"learn_temperature": True}), (8, {"fgm": 0.5})]),
-        (4, [(8, {}), (9, {})]),  # nine pairs: the devices have unequal parts
+        (2, [(8, {"chunks": 2, "learn_temperature": True})]),
+        (4, [(9, {})]),  # the devices have unequal parts
+        pytest.param(2, [(8, {}), (8, {"fgm": 0.5})], marks=pytest.mark.slow),
     ],
 )
 def test_replicas_of_one_process(devices: int, cases: list[tuple[int, dict[str, float]]]) -> None:
     same_as_one_device(start(LOGICAL_DEVICES, str(devices), json.dumps(cases)), cases)
 
 
-def test_jax_devices() -> None:
-    cases = [(8, {}), (8, {"chunks": 2})]
+@pytest.mark.parametrize(
+    "cases", [[(8, {"chunks": 2})], pytest.param([(8, {})], marks=pytest.mark.slow)]
+)
+def test_jax_devices(cases: list[tuple[int, dict[str, float]]]) -> None:
     process = start(
         JAX_DEVICES,
         "4",

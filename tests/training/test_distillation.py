@@ -190,9 +190,9 @@ def test_distilled_follows_on_full(
     options = {"folder": tmp_path, "method": "distilled", "lexical": lexical, "titles": texts}
     result = adapt(make_tiny_retriever(), pairs, texts, config, **options)
     assert len(result.losses) == result.best_epoch == 4
-    # All of a BERT of two layers, 32 wide, 64 inside, 64 positions, two segments.
+    # All of a BERT of one layer, 32 wide, 64 inside, 64 positions, two segments.
     layer = 4 * (32 * 32 + 32) + (32 * 64 + 64) + (64 * 32 + 32) + 2 * 2 * 32
-    assert result.trained_parameters == (len(tiny_vocabulary) + 64 + 2 + 2) * 32 + 2 * layer
+    assert result.trained_parameters == (len(tiny_vocabulary) + 64 + 2 + 2) * 32 + layer
     again = adapt(make_tiny_retriever(), pairs, texts, config, **options)  # finished: nothing to do
     for a, b in zip(
         result.retriever.model.get_weights(), again.retriever.model.get_weights(), strict=True

@@ -108,7 +108,7 @@ def test_decay_shrinks_kernels_and_embeddings_only(make_tiny_retriever: Make) ->
     # Biases of attention heads are the one kind of bias with two axes.
     biases = {path for path in matrices if path.endswith("bias")}
     assert shrunk == matrices - biases
-    assert len(shrunk) > 12
+    assert len(shrunk) == 3 + 1 + 6  # embeddings, projection, the kernels of the one layer
 
 
 @pytest.mark.parametrize(("warmup", "warmup_steps"), [(0.1, 10), (0.25, 25), (0.0, 0)])
@@ -213,7 +213,7 @@ def test_training_that_does_harm_is_undone(
     folder.mkdir()
     interactions = write_shop(folder, tiny_catalog, tiny_catalog["title"])
     only = interactions.select_rows(np.unique(interactions.query_row, return_index=True)[1])
-    retriever = make_tiny_retriever()
+    retriever = make_tiny_retriever(layers=2)
     # One pass: of weights that are ruined, some find everything by chance, here or there.
     ruinous = {"learning_rate": 100.0, "warmup": 0.0, "held_out": 0.5, "epochs": 1}
     recipe = RECIPE.model_copy(update=ruinous)
@@ -357,11 +357,12 @@ def test_no_width_of_a_batch_is_compiled_anew_on_a_gpu(
 # Soups
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_soup_is_the_mean_of_trainings_with_other_seeds(
     tmp_path: Path, make_tiny_retriever: Make, pairs: Interactions
 ) -> None:
     retriever, texts = make_tiny_retriever(), pairs.catalog.column("title")
-    recipe = RECIPE.model_copy(update={"held_out": 0.0})
+    recipe = RECIPE.model_copy(update={"held_out": 0.0, "epochs": 1, "batch_size": 16})
     apart = [
         adapt(retriever, pairs, texts, recipe, folder=tmp_path / str(seed), seed=seed)
         for seed in (5, 6, 7)
@@ -386,6 +387,7 @@ def test_a_soup_is_the_mean_of_trainings_with_other_seeds(
     assert steps == [(n, len(steps)) for n in range(1, len(steps) + 1)]
 
 
+@pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("better", [True, False])
 def test_a_soup_that_does_harm_is_undone(
     better: bool,
@@ -402,7 +404,7 @@ def test_a_soup_that_does_harm_is_undone(
         retriever,
         pairs,
         pairs.catalog.column("title"),
-        RECIPE.model_copy(update={"soup": 2, "epochs": 2}),
+        RECIPE.model_copy(update={"soup": 2, "epochs": 2, "batch_size": 16}),
         folder=tmp_path / "run",
     )
     assert result.held_out == [0.2, 0.4 if better else 0.1]
@@ -411,6 +413,8 @@ def test_a_soup_that_does_harm_is_undone(
     assert bool(changed > 0) == better
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("eagerly")
 def test_an_interrupted_soup_goes_on_exactly(
     tmp_path: Path, make_tiny_retriever: Make, pairs: Interactions
 ) -> None:
@@ -419,7 +423,7 @@ def test_an_interrupted_soup_goes_on_exactly(
             trainings.append(1)
 
         def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-            if len(trainings) == 2 and epoch == 1:
+            if len(trainings) == 2 and epoch == 0:
                 raise KeyboardInterrupt
 
     def run(folder: str, *callbacks: keras.callbacks.Callback) -> FitResult:
@@ -427,7 +431,7 @@ def test_an_interrupted_soup_goes_on_exactly(
             make_tiny_retriever(),
             pairs,
             pairs.catalog.column("title"),
-            RECIPE.model_copy(update={"soup": 2}),
+            RECIPE.model_copy(update={"soup": 2, "epochs": 2, "batch_size": 16}),
             folder=tmp_path / folder,
             callbacks=callbacks,
         )

@@ -37,7 +37,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, tiny_catalog: dict[str, list
 
 @pytest.fixture
 def retriever(tiny_retriever: Retriever, make_tiny_encoder: MakeEncoder) -> Retriever:
-    tower = make_tiny_encoder().with_adaptation(TopLayers(1))
+    tower = make_tiny_encoder(layers=2).with_adaptation(TopLayers(1))
     return replace(tiny_retriever, model=TwoTower(tower))
 
 
@@ -101,8 +101,10 @@ def test_changed_queries_and_perturbed_tokens_go_through_all_layers(
 def test_all_layers_but_a_frozen_item_tower(
     tiny_retriever: Retriever, make_tiny_encoder: MakeEncoder, pairs: Interactions
 ) -> None:
-    plain = replace(tiny_retriever, model=TwoTower(make_tiny_encoder()))
+    plain = replace(tiny_retriever, model=TwoTower(make_tiny_encoder(layers=2)))
     assert "token_ids" in batch(plain, pairs)["query"]
-    query = make_tiny_encoder().with_adaptation(TopLayers(2))  # nothing below but embeddings
-    both = replace(tiny_retriever, model=TwoTower(query, make_tiny_encoder()))
+    query = make_tiny_encoder(layers=2).with_adaptation(
+        TopLayers(2)
+    )  # nothing below but embeddings
+    both = replace(tiny_retriever, model=TwoTower(query, make_tiny_encoder(layers=2)))
     assert "token_ids" in batch(both, pairs)["item"]

@@ -150,21 +150,22 @@ def test_a_training_says_how_many_weights_it_trains(
     tmp_path: Path,
     pairs: Interactions,
     texts: list[str],
-    tiny_retriever: Retriever,
+    make_tiny_retriever: Make,
     tiny_vocabulary: tuple[str, ...],
 ) -> None:
     other = {"rank": 3, "top_layers": 1, "bottleneck": 5, "prefix_length": 6}  # than by default
     steps = {"epochs": 1, "batch_size": 2, "held_out": 0.0}
     config = FitConfig(**other, **steps, **tomllib.loads(options))
+    layers = 2 if method == "top" else 1
     result = adapt(
-        tiny_retriever,
+        make_tiny_retriever(layers=layers),
         pairs.select_queries([0, 1]),
         texts,
         config,
         method=method,
         folder=tmp_path,
     )
-    tiny = Bert(2, 32, 64, 2, pieces=len(tiny_vocabulary), positions=64)
+    tiny = Bert(layers, 32, 64, 2, pieces=len(tiny_vocabulary), positions=64)
     assert result.trained_parameters == COUNTS[method, options](tiny, config)
 
 
@@ -361,7 +362,7 @@ def test_more_top_layers_than_there_are(
 ) -> None:
     with pytest.raises(InputError, match="top_layers is 3; the encoder has 2 layers"):
         adapt(
-            make_tiny_retriever(),
+            make_tiny_retriever(layers=2),
             pairs,
             texts,
             FitConfig(top_layers=3),
@@ -384,7 +385,7 @@ def test_zero_shot_is_what_came(
 
 
 def test_lower_layers_learn_more_slowly(make_tiny_retriever: Make) -> None:
-    model = make_tiny_retriever(projection_dim=8, learn_temperature=True).model
+    model = make_tiny_retriever(layers=2, projection_dim=8, learn_temperature=True).model
     config = FitConfig(learning_rate=0.1, layer_decay=0.5, warmup=0, weight_decay=0, clip_norm=1e9)
     before = [weight.numpy() for weight in model.trainable_weights]
     optimizer = adamw(config, 10, model)
@@ -405,7 +406,7 @@ def test_lower_layers_learn_more_slowly(make_tiny_retriever: Make) -> None:
 
 
 def test_factors_of_separate_towers(make_tiny_retriever: Make) -> None:
-    model = make_tiny_retriever(shared=False).model
+    model = make_tiny_retriever(shared=False, layers=2).model
     factors = layer_factors(model, 0.5)
     assert set(factors.values()) == {0.5, 0.25, 0.125}
 
@@ -511,7 +512,7 @@ def test_frozen_towers_cost_no_gradient(make_tiny_retriever: Make) -> None:
     """The graph of the gradients of one top layer is smaller than that of all layers."""
     sizes = {}
     for method in ("full", "top"):
-        tower = trainable_copy(make_tiny_retriever().model, method, FitConfig(top_layers=1))
+        tower = trainable_copy(make_tiny_retriever(layers=2).model, method, FitConfig(top_layers=1))
         encoder = tower.query_tower
 
         @tf.function(autograph=False)

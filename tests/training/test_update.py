@@ -203,7 +203,7 @@ def test_a_version_that_forgets_is_refused(shop: Path, first: RunFolder, tmp_pat
     before = contents(first.path)
     config = config_of(
         first,
-        fit={"learning_rate": 0.3, "epochs": 2},
+        fit={"learning_rate": 3.0, "epochs": 2},
         update={"max_drop": 0.005, "replay": 0.0, "anchor": 0.0},
     )
     with pytest.raises(UpdateRefused, match=r"would go from .* 0\.005 is allowed") as refused:
