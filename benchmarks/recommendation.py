@@ -1,6 +1,7 @@
 """Recommendations from histories: office (users' last items), online_retail (the last 30 days).
 
-Tables: all methods on office; on online_retail by what a user took before; items that nothing
+Tables: all methods on office; on online_retail by what a user took before; on MovieLens, of which
+nobody had chosen anything (its `ml-latest-small` goes into the data folder); items that nothing
 trained on knows; users known by 0, 1, 3 and 5 items; less of what is popular anyway; groups of
 users. Settings of the baselines are chosen on users, or on a month, held out of training.
 """
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 from reporting import arguments, report
 
 from towers import ItemTemplate, Retriever
@@ -171,6 +175,31 @@ def online_retail(data: Path, vectors: Path) -> Task:
     known = {"title": _vectors(vectors / "online_retail-titles.npy", texts)}
     validation = earlier, month.with_new_targets()
     return Task("online_retail", past, cases.with_new_targets(), validation, texts, known, k=20)
+
+
+def movielens(data: Path, vectors: Path) -> Task:
+    """Films that users rated 4 or better: the last one of a quarter of the users is to be found.
+
+    Harper & Konstan 2015, "The MovieLens Datasets"; `ml-latest-small` of GroupLens.
+    """
+    source, folder = data / "ml-latest-small", vectors / "movielens"
+    folder.mkdir(parents=True, exist_ok=True)
+    films = pacsv.read_csv(source / "movies.csv")
+    films = films.rename_columns(["item_id", "title", "genres"])
+    pq.write_table(films, folder / "catalog.parquet")
+    catalog = Catalog.read(folder / "catalog.parquet")
+    ratings = pacsv.read_csv(source / "ratings.csv")
+    ratings = ratings.rename_columns(["user_id", "item_id", "rating", "timestamp"])
+    liked = ratings.filter(pc.greater_equal(ratings["rating"], 4)).drop_columns("rating")
+    pq.write_table(liked, folder / "histories.parquet")
+    users = Histories.read(folder / "histories.parquet", catalog)
+    part = np.random.default_rng(0).random(len(users))
+    train, held_out = users.select_users(part < 0.75), part[part < 0.75] < 0.15
+    validation = train.select_users(~held_out), leave_last_out(train.select_users(held_out))
+    texts = render_items(ItemTemplate("{title}[. {genres}]"), catalog)
+    known = {"title": _vectors(vectors / "movielens-texts.npy", texts)}
+    cases = leave_last_out(users.select_users(part >= 0.75))
+    return Task("movielens", train, cases, validation, texts, known, k=10)
 
 
 def _texts(catalog: Catalog, columns: Sequence[str]) -> list[str]:
@@ -507,6 +536,7 @@ TABLES: dict[str, tuple[str, Callable[[Path, Path], Task], Rows]] = {
     "debiasing": ("office: re-ranked by popularity", office, _debiasing),
     "online_retail": ("online_retail: new items of the last 30 days", online_retail, _all_methods),
     "countries": ("online_retail: by the country of users", online_retail, _groups),
+    "movielens": ("MovieLens: the last film of a quarter of the users", movielens, _all_methods),
     "contexts": ("online_retail: where and when", online_retail, _contexts),
     "contexts-before": (
         "online_retail: where and when, a month earlier",

@@ -118,6 +118,9 @@ class AttributeFusion(keras.layers.Layer):
     def digest(self) -> str:
         """SHA-256 of all that decides the layer's results."""
         digest = hashlib.sha256(repr(self.attributes).encode())
+        several = [one.most for one in self.attributes if one.most > 1]
+        if several:  # exports from before there could be several values stay what they were
+            digest.update(repr(several).encode())
         for weight in self.get_weights():
             digest.update(np.ascontiguousarray(weight).tobytes())
         return digest.hexdigest()

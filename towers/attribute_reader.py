@@ -9,7 +9,14 @@ import tensorflow as tf
 
 from towers.attributes import Attribute, vector_width
 from towers.errors import InputError
-from towers.item_text import CATEGORY, NUMBER, SEPARATOR, VECTOR, VECTOR_UNIT
+from towers.item_text import (
+    CATEGORY,
+    NUMBER,
+    SEPARATOR,
+    VALUE_SEPARATOR,
+    VECTOR,
+    VECTOR_UNIT,
+)
 
 NO_CATEGORY = -1
 
@@ -47,12 +54,13 @@ class AttributeReader(tf.Module):
 
         Returns:
             ``values``, float32 ``[N, F]``: numbers and vectors side by side; ``categories``, int32
-            ``[N, C]``: for each attribute that is a category its row in a table of all of them, -1
-            where an item has none.
+            ``[N, C]``: for each attribute that is a category, in as many columns as an item has
+            values at most, their rows in a table of all of them, -1 where there are fewer.
         """
         count = len(self._attributes)
         cells = tf.strings.split(items, SEPARATOR).to_tensor("", shape=[None, 1 + count])
-        values, categories, first = [tf.zeros([tf.shape(items)[0], 0])], list[tf.Tensor](), 0
+        none = tf.zeros([tf.shape(items)[0], 0])
+        values, categories, first = [none], [tf.cast(none, tf.int32)], 0
         for place, (attribute, table) in enumerate(
             zip(self._attributes, self._tables, strict=True)
         ):
@@ -63,16 +71,10 @@ class AttributeReader(tf.Module):
                 values.append(_vector_features(cell, attribute.width))
             else:
                 assert table is not None
-                rows = first + table.lookup(cell)
-                categories.append(tf.where(cell == "", NO_CATEGORY, rows))
+                names = _category_names(cell, attribute.most)
+                categories.append(tf.where(names == "", NO_CATEGORY, first + table.lookup(names)))
                 first += attribute.category_count
-        shape = tf.stack([tf.shape(items)[0], len(categories)])
-        return {
-            "values": tf.concat(values, axis=1),
-            "categories": tf.reshape(tf.stack(categories, axis=1), shape)
-            if categories
-            else tf.zeros(shape, tf.int32),
-        }
+        return {"values": tf.concat(values, axis=1), "categories": tf.concat(categories, axis=1)}
 
     def read(self, items: Sequence[str]) -> dict[str, np.ndarray]:
         """The same of any number of items, as arrays.
@@ -109,6 +111,14 @@ def _table(vocabulary: Sequence[str]) -> tf.lookup.StaticHashTable:
         tf.lookup.KeyValueTensorInitializer(tf.constant(keys), tf.range(len(keys), dtype=tf.int32)),
         default_value=0,
     )
+
+
+def _category_names(cell: tf.Tensor, most: int) -> tf.Tensor:
+    """String ``[N]`` to string ``[N, most]``, with "" where there are fewer."""
+    if most == 1:  # a model that never saw two values takes the whole cell as one
+        return cell[:, None]
+    names = tf.strings.split(cell, VALUE_SEPARATOR).to_tensor("", shape=[None, most])
+    return tf.strings.strip(names)
 
 
 def _number_features(cell: tf.Tensor, attribute: Attribute) -> tf.Tensor:

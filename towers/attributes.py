@@ -5,16 +5,24 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from towers.errors import InputError
-from towers.item_text import CATEGORY, NUMBER, SEPARATOR, VECTOR, ItemTemplate
+from towers.item_text import (
+    CATEGORY,
+    NUMBER,
+    SEPARATOR,
+    VALUE_SEPARATOR,
+    VECTOR,
+    ItemTemplate,
+)
 
 _BINS = 4
 _LEAST_ITEMS = 2
 _MOST_CATEGORIES = 10_000
+_MOST_VALUES = 32
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class Attribute:
         centre: of a number: mean of its features over the items that have one.
         vocabulary: of a category: the values that two items or more have, the most frequent first.
         width: of a vector: its length.
+        most: of a category: values that an item has at most; further ones are not read.
     """
 
     name: str
@@ -37,6 +46,7 @@ class Attribute:
     centre: tuple[float, ...] = ()
     vocabulary: tuple[str, ...] = ()
     width: int = 0
+    most: int = field(default=1, repr=False)
 
     @property
     def value_count(self) -> int:
@@ -92,9 +102,12 @@ def _learn_number(name: str, values: Sequence[str]) -> Attribute:
 
 
 def _learn_category(name: str, values: Sequence[str]) -> Attribute:
-    counts = sorted(Counter(values).items(), key=lambda item: (-item[1], item[0]))
-    frequent = [value for value, count in counts if count >= _LEAST_ITEMS]
-    return Attribute(name, CATEGORY, vocabulary=tuple(frequent[:_MOST_CATEGORIES]))
+    of_items = [value.split(VALUE_SEPARATOR) for value in values]
+    counts = Counter(one for several in of_items for one in several)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    frequent = [value for value, count in ordered if count >= _LEAST_ITEMS]
+    most = min(_MOST_VALUES, max(map(len, of_items)))
+    return Attribute(name, CATEGORY, vocabulary=tuple(frequent[:_MOST_CATEGORIES]), most=most)
 
 
 def _learn_vector(name: str, values: Sequence[str]) -> Attribute:

@@ -17,6 +17,7 @@ from towers.errors import InputError
 NUMBER, CATEGORY, VECTOR = "number", "category", "vector"
 ATTRIBUTE_KINDS = (NUMBER, CATEGORY, VECTOR)
 SEPARATOR = "\x1f"  # ASCII's unit separator: white space, so no text that was rendered holds it
+VALUE_SEPARATOR = "|"  # between the categories of an item that has several
 VECTOR_UNIT = 32767.0  # 1 in a vector behind a text: TensorFlow reads no padded float16
 
 _SECTION = re.compile(r"\[([^\[\]]*)\]")
@@ -199,8 +200,10 @@ def _written(value: Any, kind: str, name: str, row: int) -> str:
     """The value of an attribute as it stands behind the text; empty where there is none."""
     if kind == VECTOR:
         return "" if value is None else _written_vector(value, name, row)
+    if kind == CATEGORY:
+        return _written_categories(value)
     text = _SPACES.sub(" ", _cell(value))
-    if kind == CATEGORY or not text:
+    if not text:
         return text
     try:
         number = float(text)
@@ -212,6 +215,14 @@ def _written(value: Any, kind: str, name: str, row: int) -> str:
             "category, or leave the cell empty where there is no value"
         )
     return f"{number:.9g}"  # what tells one float32 from the next
+
+
+def _written_categories(value: Any) -> str:
+    """Each value once, in the order given: of a list, or of a text with separators."""
+    cells = value if isinstance(value, list | tuple) else [value]
+    values = [one.strip() for c in cells for one in _cell(c).split(VALUE_SEPARATOR)]
+    distinct = dict.fromkeys(_SPACES.sub(" ", one) for one in values if one)
+    return VALUE_SEPARATOR.join(distinct)
 
 
 def _written_vector(value: Any, name: str, row: int) -> str:

@@ -144,6 +144,55 @@ def test_what_is_missing_unknown_or_unreadable_at_serving_time() -> None:
     assert nobody["categories"].shape == (0, 1)
 
 
+def test_an_item_may_have_several_categories() -> None:
+    template = ItemTemplate("{title}{brand:category}{genre:category}")
+    genres = ["drama | war", "war", ["war", "comedy"], "drama|drama|", None, "comedy|western"]
+    columns = {"title": ["x"] * 6, "brand": ["A", "A", "B", "B", "", "A"], "genre": genres}
+    items = template.render(columns)
+    assert items[:4] == [f"x{UNIT}{end}" for end in (f"A{UNIT}drama|war", f"A{UNIT}war",
+        f"B{UNIT}war|comedy", f"B{UNIT}drama")]  # fmt: skip
+    brand, genre = attributes = learn_attributes(template, items)
+    # Of three items; of two each, in alphabetical order; of one, which is none of its own.
+    assert (genre.vocabulary, genre.most, brand.most) == (("war", "comedy", "drama"), 2, 1)
+
+    reader = AttributeReader(attributes)
+    rare = 1 + len(brand.vocabulary)  # row 0 of the genres; the brands are before them
+    war, comedy, drama = rare + 1, rare + 2, rare + 3
+    expected = [
+        [1, drama, war], [1, war, -1], [2, war, comedy], [2, drama, -1], [-1, -1, -1],
+        [1, comedy, rare],
+    ]  # fmt: skip
+    np.testing.assert_array_equal(reader.read(items)["categories"], expected)
+    asked = tf.constant([f"x{UNIT}A{UNIT} war | new |comedy", "x"])  # the third is not read
+    np.testing.assert_array_equal(reader(asked)["categories"], [[1, war, rare], [-1, -1, -1]])
+
+    fusion = AttributeFusion(attributes, 4)
+    table = np.random.default_rng(0).normal(size=fusion.table.shape).astype(np.float32)
+    fusion.set_weights([fusion.kernel.numpy(), table])
+    text = np.eye(4, dtype=np.float32)[:1].repeat(6, axis=0)
+    moved = text + [table[[row for row in rows if row >= 0]].sum(axis=0) for rows in expected]
+    np.testing.assert_allclose(
+        fusion(text, reader.read(items)),
+        moved / np.linalg.norm(moved, axis=1, keepdims=True),
+        atol=1e-6,
+    )
+    twin = AttributeFusion.from_config(fusion.get_config())
+    twin.set_weights(fusion.get_weights())
+    assert (twin.attributes, twin.digest()) == (attributes, fusion.digest())
+    one_each = AttributeFusion(
+        [brand, Attribute("genre", "category", vocabulary=genre.vocabulary)], 4
+    )
+    one_each.set_weights(fusion.get_weights())
+    assert one_each.digest() != fusion.digest()
+
+
+def test_a_model_of_one_category_an_item_takes_the_cell_as_it_stands() -> None:
+    reader = AttributeReader([Attribute("genre", "category", vocabulary=("a|b", "a"))])
+    np.testing.assert_array_equal(
+        reader.read([f"x{UNIT}a|b", f"x{UNIT}a"])["categories"], [[1], [2]]
+    )
+
+
 def test_vectors_of_two_lengths_are_refused() -> None:
     template = ItemTemplate("{title}{image:vector}")
     with pytest.raises(InputError, match="different lengths: 1, 2"):
