@@ -180,7 +180,8 @@ class _Words:
         return [self._text(ids) for ids in sequences]
 
     def _text(self, ids: np.ndarray) -> _Parts:
-        pieces = [self.tokenizer.vocabulary[i] for i in ids]
+        vocabulary = self.tokenizer.vocabulary
+        pieces = [vocabulary[i] for i in ids]
         starts = np.array([not piece.startswith("##") for piece in pieces])
         starts[0] = True
         word_of = np.cumsum(starts) - 1  # [T]

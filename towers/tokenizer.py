@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
@@ -96,7 +97,8 @@ class Tokenizer(tf.Module):
 
     def __init__(self, vocabulary: Sequence[str], *, lowercase: bool = True) -> None:
         super().__init__(name="tokenizer")
-        self.vocabulary = tuple(vocabulary)
+        # An array: a tf.Module walks through every sequence it holds, dozens of times when saved.
+        self._pieces = np.array(vocabulary, object)
         self.lowercase = lowercase
         ids = Vocabulary(self.vocabulary, lowercase).ids()
         self.pad_id, self.cls_id, self.sep_id = ids["[PAD]"], ids["[CLS]"], ids["[SEP]"]
@@ -107,6 +109,11 @@ class Tokenizer(tf.Module):
             unknown_token="[UNK]",
             max_bytes_per_word=_MAX_BYTES_PER_WORD,
         )
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The pieces in id order."""
+        return tuple(self._pieces.tolist())
 
     @classmethod
     def from_preset(cls, preset: str = DEFAULT_PRESET) -> Tokenizer:
