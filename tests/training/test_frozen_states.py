@@ -103,8 +103,7 @@ def test_all_layers_but_a_frozen_item_tower(
 ) -> None:
     plain = replace(tiny_retriever, model=TwoTower(make_tiny_encoder(layers=2)))
     assert "token_ids" in batch(plain, pairs)["query"]
-    query = make_tiny_encoder(layers=2).with_adaptation(
-        TopLayers(2)
-    )  # nothing below but embeddings
+    # Nothing is below these two but embeddings.
+    query = make_tiny_encoder(layers=2).with_adaptation(TopLayers(2))
     both = replace(tiny_retriever, model=TwoTower(query, make_tiny_encoder(layers=2)))
     assert "token_ids" in batch(both, pairs)["item"]
