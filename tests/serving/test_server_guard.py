@@ -298,7 +298,7 @@ def test_overload_is_refused_not_queued(serve):
     ],
 )
 def test_calls_that_send_nothing_do_not_hold_up_the_others(serve, method, kind):
-    server = serve(workers=1, max_pending=1, message_seconds=2, access=Access(["t0ken"]))
+    server = serve(workers=1, max_pending=1, message_seconds=6, access=Access(["t0ken"]))
     address, metadata = f"127.0.0.1:{server.grpc_port}", [("authorization", "Bearer t0ken")]
 
     with grpc.insecure_channel(address) as idle, grpc.insecure_channel(address) as channel:
@@ -307,11 +307,11 @@ def test_calls_that_send_nothing_do_not_hold_up_the_others(serve, method, kind):
         open_call = call.future if kind == "stream_unary" else call
         calls = [open_call(iter(threading.Event().wait, True)) for _ in range(100)]
         ask(channel, metadata=metadata)
-        assert time.monotonic() - started < 2, "too slow a machine for this test"
+        assert time.monotonic() - started < 6, "too slow a machine for this test"
         assert not any(call.done() for call in calls)
         codes = [code_of(call.result) for call in calls]
         assert set(codes) == {grpc.StatusCode.CANCELLED}
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 30
         ask(channel, metadata=metadata)
 
 
