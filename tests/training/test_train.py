@@ -189,6 +189,7 @@ def test_item_texts(catalog: Catalog) -> None:
     assert np.array(texts).shape == (8,)
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_auto_tells_what_it_tried_and_keeps_what_it_chose(
     tmp_path: Path, tiny_preset: str, catalog: Catalog, pairs: Interactions
 ) -> None:
@@ -218,6 +219,7 @@ def test_auto_tells_what_it_tried_and_keeps_what_it_chose(
     assert not (run.path / "checkpoints").exists()
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_auto_trains_on_all_shots_what_it_chose(
     tmp_path: Path,
     tiny_preset: str,
