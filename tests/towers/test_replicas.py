@@ -147,7 +147,12 @@ def start(script: str, *arguments: str, **environment: str) -> subprocess.Popen[
     [
         (2, [(8, {"chunks": 2, "learn_temperature": True})]),
         (4, [(9, {})]),  # the devices have unequal parts
-        pytest.param(2, [(8, {}), (8, {"fgm": 0.5})], marks=pytest.mark.slow),
+        pytest.param(
+            2,
+            [(8, {}), (8, {"chunks": 2}), (8, {"learn_temperature": True}), (8, {"fgm": 0.5})],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(4, [(8, {})], marks=pytest.mark.slow),
     ],
 )
 def test_replicas_of_one_process(devices: int, cases: list[tuple[int, dict[str, float]]]) -> None:

@@ -362,7 +362,7 @@ def test_a_soup_is_the_mean_of_trainings_with_other_seeds(
     tmp_path: Path, make_tiny_retriever: Make, pairs: Interactions
 ) -> None:
     retriever, texts = make_tiny_retriever(), pairs.catalog.column("title")
-    recipe = RECIPE.model_copy(update={"held_out": 0.0, "epochs": 1, "batch_size": 16})
+    recipe = RECIPE.model_copy(update={"held_out": 0.0, "epochs": 2, "batch_size": 16})
     apart = [
         adapt(retriever, pairs, texts, recipe, folder=tmp_path / str(seed), seed=seed)
         for seed in (5, 6, 7)

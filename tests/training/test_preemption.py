@@ -90,7 +90,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
             text=True,
         )
 
-    with start(None, arguments("whole")) as undisturbed:
+    with start(None, arguments("whole"), arguments("again")) as undisturbed:
         for moment in ([3, None], [3, 0]):
             with start(moment, arguments("killed")) as process:
                 _, errors = process.communicate(timeout=300)
@@ -105,9 +105,10 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
     assert undisturbed.returncode == 0, errors[-3000:]
 
     whole = Retriever.load(tmp_path / "whole/model").model.get_weights()
-    killed = Retriever.load(tmp_path / "killed/model").model.get_weights()
-    for weight, there in zip(whole, killed, strict=True):
-        np.testing.assert_array_equal(weight, there)
+    for name in ("again", "killed"):
+        other = Retriever.load(tmp_path / name / "model").model.get_weights()
+        for weight, there in zip(whole, other, strict=True):
+            np.testing.assert_array_equal(weight, there)
     fits = [
         json.loads((tmp_path / name / "metrics.json").read_text())["fit"]
         for name in ("whole", "killed")
