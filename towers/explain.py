@@ -171,7 +171,7 @@ class _Words:
 
     def __init__(self, tower: TextEncoder, tokenizer: Tokenizer, method: Method) -> None:
         self.tower = tower
-        self.tokenizer = tokenizer
+        self.tokenizer, self.pieces = tokenizer, tokenizer.vocabulary
         self.weights = tower.read_weights("float32")
         self.parts_of = self._split if method == "split" else self._left_out
 
@@ -180,8 +180,7 @@ class _Words:
         return [self._text(ids) for ids in sequences]
 
     def _text(self, ids: np.ndarray) -> _Parts:
-        vocabulary = self.tokenizer.vocabulary
-        pieces = [vocabulary[i] for i in ids]
+        pieces = [self.pieces[i] for i in ids]
         starts = np.array([not piece.startswith("##") for piece in pieces])
         starts[0] = True
         word_of = np.cumsum(starts) - 1  # [T]

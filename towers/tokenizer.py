@@ -172,7 +172,7 @@ class Tokenizer(tf.Module):
             int32 ragged ``[N, (pieces)]``.
         """
         pieces = self._wordpiece.tokenize(self.normalize(texts))
-        size = len(self.vocabulary)
+        size = len(self._pieces)
         special = tf.constant(self._special_ids, tf.int32)
 
         def restore_special(ids: tf.Tensor) -> tf.Tensor:
