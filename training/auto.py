@@ -174,6 +174,10 @@ def choose_method(
     if warm is not None and folds and len(pairs.queries) >= _WARM_UP_QUERIES:
         with suppress(InputError):  # the catalogue has too few words to learn from
             plans.append((True, [warm()] * len(folds), ["full"]))
+    plans = [
+        (warm_up, [held_out.knowing(start) for start in towers], methods)
+        for warm_up, towers, methods in plans
+    ]
 
     cosines: dict[tuple[bool, Method, float], list[np.ndarray]] = {(False, "zero-shot", 0.0): []}
     trainings, done = len(folds) * sum(len(methods) for *_, methods in plans), itertools.count()

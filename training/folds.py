@@ -70,6 +70,7 @@ class HeldOutFolds:
         self._words = None
         if lexical is not None:
             self._words = _words(lexical, self.queries, self.pool.rows)
+        self._base = dict[str, np.ndarray]()
         self._gains = _gains(self._judgements, self.queries, self.pool.rows)
         self._positive = _gains(pairs, self.queries, self.pool.rows) > 0
 
@@ -81,6 +82,18 @@ class HeldOutFolds:
     def fold_queries(self, number: int) -> list[str]:
         """The queries of a fold."""
         return [self.pairs.queries[row] for row in self.folds[number].tolist()]
+
+    def knowing(self, retriever: Retriever) -> Retriever:
+        """The same towers, which look the ranked items up: they are encoded once.
+
+        What is trained of them linearly, or by attributes, knows the items too.
+        """
+        if retriever.known_items is not None:
+            return retriever
+        encoder = retriever.base_fingerprint()
+        if encoder not in self._base:
+            self._base[encoder] = retriever.encode_base(self.pool.texts, dtype=fast_dtype())
+        return retriever.knowing(self.pool.texts, self._base[encoder])
 
     def cosine(self, retriever: Retriever, number: int | None) -> np.ndarray:
         """Cosines of a fold's queries, or of all, and the items: ``[queries, items]``."""

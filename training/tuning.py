@@ -168,13 +168,13 @@ class _Objective:
 
     def zero_shot(self, config: TrainConfig) -> np.ndarray:
         """nDCG@10 of the held-out queries before training, ``[queries]``."""
-        retriever, *_ = self.towers(config)
         held_out = self.held_out(config)
         if not held_out.folds:
             raise InputError(
                 f"{self.shots.path}: a search holds queries out of training: four queries or more "
                 f"are needed, of different items; there are {len(self.shots.queries)}"
             )
+        retriever = held_out.knowing(self.towers(config)[0])
         cosines = [held_out.cosine(retriever, fold) for fold in range(len(held_out.folds))]
         return held_out.ndcg(cosines)[1]
 

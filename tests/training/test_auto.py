@@ -70,10 +70,19 @@ class Oracle:
         items = rng.normal(size=(len(self.texts), 64))
         self.items = items / np.linalg.norm(items, axis=1, keepdims=True)
         self.row = dict(zip(pairs.queries, pairs.item_row.tolist(), strict=True))
-        self.skill = skill
+        self.skill, self.known_items = skill, None
 
     def encode_items(self, texts: Sequence[str], **_: Any) -> np.ndarray:
         return self.items[[self.texts.index(text) for text in texts]].astype(np.float32)
+
+    encode_base = encode_items
+
+    def base_fingerprint(self) -> str:
+        return str(self.skill)
+
+    def knowing(self, texts: Sequence[str], vectors: np.ndarray) -> Oracle:
+        assert vectors.tolist() == self.encode_base(texts).tolist()
+        return self
 
     def encode_queries(self, queries: Sequence[str], **_: Any) -> np.ndarray:
         noise = np.random.default_rng(len(queries[0])).normal(size=(len(queries), 64)) / 8
@@ -278,10 +287,21 @@ def test_two_queries_are_too_few(
 
 @pytest.mark.usefixtures("eagerly")
 def test_scores_are_those_of_the_formula(
-    make_tiny_retriever: Make, tmp_path: Path, pairs: Interactions
+    monkeypatch: pytest.MonkeyPatch,
+    make_tiny_retriever: Make,
+    tmp_path: Path,
+    pairs: Interactions,
 ) -> None:
     """With real towers and training: nDCG of zero-shot against a plain computation."""
     retriever, texts = make_tiny_retriever(), texts_of(pairs)
+    encoded = list[str]()
+
+    def encode_base(towers: Retriever, some: Sequence[str], **options: Any) -> np.ndarray:
+        encoded.extend(some)
+        return once(towers, some, **options)
+
+    once = Retriever.encode_base
+    monkeypatch.setattr(Retriever, "encode_base", encode_base)
     config = FitConfig(epochs=1, learning_rate=1e-3, mixed_precision="float32")
     choice = choose_method(retriever, pairs, texts, config, folder=tmp_path)
     scores = retriever.encode_queries(pairs.queries) @ retriever.encode_items(texts).T
@@ -293,3 +313,4 @@ def test_scores_are_those_of_the_formula(
     assert choice.trials[0].ndcg == pytest.approx(expected, abs=0.02)  # items in bfloat16
     assert choice.lexical_weight == 0.0
     assert {trial.method for trial in choice.trials} == {"zero-shot", "linear", "full"}
+    assert sorted(encoded) == sorted(texts)  # for both folds, and for the linear map
