@@ -5,8 +5,9 @@
 VENV := .venv
 EXTRAS := dev
 BIN := $(VENV)/bin
-# Python compiles what is imported when it is; pip would compile all of TensorFlow, for half a minute.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Tests start many processes: what Python compiles it shall keep, also where the environment says no.
+export PYTHONDONTWRITEBYTECODE :=
 # What the tests have been run with, best first. `make PYTHON=/path/to/python3.11` names one.
 VERSIONS := 3.11
 PYTHON ?=
