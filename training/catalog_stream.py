@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
@@ -24,7 +24,8 @@ from towers.errors import InputError
 from towers.item_text import ItemTemplate
 from training.catalog import IMAGE, OPTIONAL, REQUIRED, Catalog, render_items
 from training.columns import RAW_TEXT, BadCell, Kind, WrongType, convert
-from training.tables import FORMATS, json_column, wanted_columns
+from training.table_source import TableSource
+from training.tables import json_column, wanted_columns
 
 _ROWS = 4096
 _RECORD_BYTES = 8 << 20
@@ -77,7 +78,9 @@ class _RawBatch:
         return _RawBatch(self.rows[start:stop], self.lines[start:stop], columns)
 
 
-def stream_items(file: BinaryIO, path: str, template: ItemTemplate) -> Iterator[ItemBatch | BadRow]:
+def stream_items(
+    file: BinaryIO, path: str, template: ItemTemplate, names: Mapping[str, str] | None = None
+) -> Iterator[ItemBatch | BadRow]:
     """Reads items in the memory of a few thousand rows.
 
     A row is set aside, with the reason, where it has no id or no title, is not UTF-8, has too few
@@ -87,6 +90,8 @@ def stream_items(file: BinaryIO, path: str, template: ItemTemplate) -> Iterator[
         file: the file's bytes, open for reading.
         path: its name, for messages; the ending says which format of `training.tables` it has.
         template: the item text; its columns are read.
+        names: the file's name of a column to the one that counts, where they differ; see
+            `training.table_source.TableSource`.
 
     Yields:
         Items and bad rows, in the order of the file.
@@ -95,15 +100,15 @@ def stream_items(file: BinaryIO, path: str, template: ItemTemplate) -> Iterator[
         InputError: the whole file is not such a catalogue: a column is missing, the header cannot
             be read, it is no Parquet file, the gzip file is truncated.
     """
-    layout = _layout(path)
-    names = dict.fromkeys((*REQUIRED, *template.columns, *template.attributes))
+    source = TableSource(path, names or {})
+    wanted = list(dict.fromkeys((*REQUIRED, *template.columns, *template.attributes)))
     try:
-        if layout in _DELIMITERS:
-            parts = _delimited(_bytes(file, path), path, _DELIMITERS[layout], list(names))
-        elif layout == ".jsonl":
-            parts = _json_lines(_bytes(file, path), path, list(names))
+        if source.layout in _DELIMITERS:
+            parts = _delimited(_bytes(file, path), path, source, wanted)
+        elif source.layout == ".jsonl":
+            parts = _json_lines(_bytes(file, path), path, source, wanted)
         else:
-            parts = _parquet(file, path, list(names))
+            parts = _parquet(file, path, source, wanted)
         width = _VectorWidth()
         for part in parts:
             if isinstance(part, BadRow):
@@ -112,15 +117,6 @@ def stream_items(file: BinaryIO, path: str, template: ItemTemplate) -> Iterator[
                 yield from _items(part, path, template, width)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: the gzip file is truncated or damaged: {error}") from None
-
-
-def _layout(path: str) -> str:
-    for ending in FORMATS:
-        if path.lower().endswith(ending):
-            return ending.removesuffix(".gz")
-    raise InputError(
-        f"{path}: unknown file format; the name must end in one of {', '.join(FORMATS)}"
-    )
 
 
 def _bytes(file: BinaryIO, path: str) -> io.BufferedReader:
@@ -202,13 +198,13 @@ def _table(raw: _RawBatch, path: str, width: _VectorWidth) -> pa.Table:
 
 
 def _delimited(
-    file: io.BufferedReader, path: str, delimiter: str, names: Sequence[str]
+    file: io.BufferedReader, path: str, source: TableSource, names: Sequence[str]
 ) -> Iterator[_RawBatch | BadRow]:
     # Bytes that are not UTF-8 come out as surrogates, in their own row.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     limit = csv.field_size_limit(_RECORD_BYTES)  # a setting of the whole process: put it back
     try:
-        yield from _csv_batches(text, path, delimiter, names)
+        yield from _csv_batches(text, path, source, names)
     except csv.Error as error:
         raise InputError(f"{path}: {error}; is a quotation mark left open?") from None
     finally:
@@ -216,8 +212,9 @@ def _delimited(
 
 
 def _csv_batches(
-    text: io.TextIOWrapper, path: str, delimiter: str, names: Sequence[str]
+    text: io.TextIOWrapper, path: str, source: TableSource, names: Sequence[str]
 ) -> Iterator[_RawBatch | BadRow]:
+    delimiter = _DELIMITERS[source.layout]
     reader = csv.reader(text, delimiter=delimiter)
     header = next(filter(None, reader), None)
     if not header:
@@ -225,6 +222,7 @@ def _csv_batches(
     columns = [name.strip() for name in header]
     if any(_is_broken(name) for name in columns):
         raise InputError(f"{path}: the header is not UTF-8; save the file as UTF-8")
+    columns = source.rename(columns)
     wanted_columns(path, columns, {name: _KINDS.get(name, "text") for name in names}, {}, False)
     places = [columns.index(name) for name in names]
     # An open quotation mark would swallow this record, which comes after the end of the file.
@@ -290,8 +288,9 @@ def _is_broken(text: str) -> bool:
 
 
 def _json_lines(
-    file: io.BufferedReader, path: str, names: Sequence[str]
+    file: io.BufferedReader, path: str, source: TableSource, names: Sequence[str]
 ) -> Iterator[_RawBatch | BadRow]:
+    own_name = {name: own for own, name in source.names.items()}
     raw = _RawBatch(columns={name: [] for name in names})
     seen: dict[str, None] = {}
     row = 0
@@ -308,7 +307,7 @@ def _json_lines(
         raw.rows.append(row)
         raw.lines.append(line)
         for name, values in raw.columns.items():
-            values.append(record.get(name))
+            values.append(record.get(own_name.get(name, name)))
         if len(raw.rows) == _ROWS:
             yield raw
             raw = _RawBatch(columns={name: [] for name in names})
@@ -316,7 +315,8 @@ def _json_lines(
         yield raw
     if not row:
         raise InputError(f"{path} is empty")
-    wanted_columns(path, list(seen), {name: _KINDS.get(name, "text") for name in names}, {}, False)
+    columns = source.rename(list(seen))
+    wanted_columns(path, columns, {name: _KINDS.get(name, "text") for name in names}, {}, False)
 
 
 def _json_record(content: bytes) -> dict[str, Any] | str:
@@ -337,16 +337,21 @@ def _json_record(content: bytes) -> dict[str, Any] | str:
 # Parquet
 
 
-def _parquet(file: BinaryIO, path: str, names: Sequence[str]) -> Iterator[_RawBatch]:
+def _parquet(
+    file: BinaryIO, path: str, source: TableSource, names: Sequence[str]
+) -> Iterator[_RawBatch]:
     try:
         table = pyarrow.parquet.ParquetFile(file)
         kinds = {name: _KINDS.get(name, "text") for name in names}
-        wanted_columns(path, table.schema_arrow.names, kinds, {}, False)
+        own_names = table.schema_arrow.names
+        renamed = source.rename(own_names)
+        wanted_columns(path, renamed, kinds, {}, False)
+        own = {name: own_names[renamed.index(name)] for name in names}
         row = 0
-        for batch in table.iter_batches(_ROWS, columns=list(names)):
+        for batch in table.iter_batches(_ROWS, columns=list(own.values())):
             rows = list(range(row + 1, row + 1 + len(batch)))
             row += len(batch)
-            columns = {name: batch.column(name) for name in names}
+            columns = {name: batch.column(own[name]) for name in names}
             yield _RawBatch(rows, [None] * len(batch), columns)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file: {error}") from None

@@ -29,8 +29,7 @@ import pyarrow.parquet
 
 from towers.errors import InputError
 from training.columns import RAW_TEXT, TEXT, BadCell, Kind, WrongType, convert, json_text
-
-FORMATS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+from training.table_source import TableSource
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # A CSV record has to fit into one block of the parser.
@@ -54,7 +53,8 @@ def read_table(
     without a name is ignored.
 
     Args:
-        path: File whose name ends in one of `FORMATS`.
+        path: File whose name ends in one of `training.table_source.FORMATS`; behind a colon may
+            follow what its columns are called, `products.csv:item_id=sku,title=name`.
         required: Columns that must be there, with a value in every row.
         optional: Columns that may be there; null where a row has no value.
         keep_other: Whether the columns not named above are kept, as text, or ignored.
@@ -65,15 +65,15 @@ def read_table(
     Raises:
         InputError: The file cannot be read, or is not such a table; the message says where and why.
     """
-    path = Path(path)
-    layout = _layout(path)
+    source = TableSource.of(path)
+    path, layout = source.path, source.layout
     known = {**required, **optional}
     if layout in _DELIMITERS:
-        raw = _read_delimited(path, _DELIMITERS[layout], required, known, keep_other)
+        raw = _read_delimited(source, required, known, keep_other)
     elif layout == ".jsonl":
-        raw = _read_json_lines(path, required, known, keep_other)
+        raw = _read_json_lines(source, required, known, keep_other)
     else:
-        raw = _read_parquet(path, required, known, keep_other)
+        raw = _read_parquet(source, required, known, keep_other)
     if not raw.num_rows:
         raise InputError(f"{path} has columns but no rows")
     columns = {}
@@ -120,8 +120,8 @@ def place(path: str | os.PathLike[str], row: int) -> str:
         path: The file that `read_table` read.
         row: Zero-based row of that table.
     """
-    path = Path(path)
-    layout = _layout(path)
+    source = TableSource.of(path)
+    path, layout = source.path, source.layout
     if layout in _DELIMITERS:
         for number, (line, _) in enumerate(_records(path, _DELIMITERS[layout])):
             if number == row + 1:  # the header is record 0
@@ -135,21 +135,19 @@ def place(path: str | os.PathLike[str], row: int) -> str:
 
 
 def content_sha256(path: str | os.PathLike[str]) -> str:
-    """Returns the SHA-256 of the file's bytes as they are on disk, in hexadecimal."""
+    """Returns the SHA-256 of the file's bytes as they are on disk, in hexadecimal.
+
+    Of a file with names for its columns: that of the bytes, a NUL and the names as sorted JSON.
+    """
+    source = TableSource.of(path)
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with open(source.path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _layout(path: Path) -> str:
-    name = path.name.lower()
-    for ending in FORMATS:
-        if name.endswith(ending):
-            return ending.removesuffix(".gz")
-    endings = ", ".join(FORMATS)
-    raise InputError(f"{path}: unknown file format; the name must end in one of {endings}")
+        raise InputError(f"cannot read {source.path}: {error.strerror}") from None
+    if source.names:
+        digest.update(b"\0" + json.dumps(source.names, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 # The names of the columns
@@ -175,11 +173,13 @@ def wanted_columns(
         raise InputError(f"{path}: column {twice[0]!r} is there {names.count(twice[0])} times")
     for name in required:
         if name not in names:
-            raise InputError(f"{path}: no column {name!r}; {_hint(name, names, known)}")
+            raise InputError(f"{path}: no column {name!r}; {_hint(path, name, names, known)}")
     return [name for name in names if name and (keep_other or name in known)]
 
 
-def _hint(missing: str, names: Sequence[str], known: Mapping[str, Kind]) -> str:
+def _hint(
+    path: str | os.PathLike[str], missing: str, names: Sequence[str], known: Mapping[str, Kind]
+) -> str:
     shown = ", ".join(repr(name) for name in names[:20]) + (", ..." if len(names) > 20 else "")
     hint = f"the columns are {shown}"
     if len(names) == 1 and (other := re.search(r"[;|\t,]", names[0])):
@@ -192,8 +192,10 @@ def _hint(missing: str, names: Sequence[str], known: Mapping[str, Kind]) -> str:
     near = near or difflib.get_close_matches(plain[missing], by_letters, n=3, cutoff=0.5)
     if near:
         hint += f". Did you mean {' or '.join(repr(by_letters[name]) for name in near)}?"
-        hint += f" Rename it to {missing!r}"
-    return hint
+        hint += f" Rename it to {missing!r}, or read it so"
+    else:
+        hint += ". Say which one it is"
+    return f"{hint}: {path}:{missing}={by_letters[near[0]] if near else 'COLUMN'}"
 
 
 # Bytes
@@ -282,16 +284,13 @@ def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _read_delimited(
-    path: Path,
-    delimiter: str,
-    required: Mapping[str, Kind],
-    known: Mapping[str, Kind],
-    keep_other: bool,
+    source: TableSource, required: Mapping[str, Kind], known: Mapping[str, Kind], keep_other: bool
 ) -> pa.Table:
+    path, delimiter = source.path, _DELIMITERS[source.layout]
     _, header = next(_records(path, delimiter), (1, []))
     if not header:
         raise InputError(f"{path} is empty")
-    names = [name.strip() for name in header]
+    names = source.rename([name.strip() for name in header])
     columns = wanted_columns(path, names, required, known, keep_other)
     raw_names = [header[names.index(name)] for name in columns]
     types = [TEXT if known.get(name, "text") in ("id", "text") else RAW_TEXT for name in columns]
@@ -355,24 +354,25 @@ def _lines(stream: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
 
 
 def _read_json_lines(
-    path: Path, required: Mapping[str, Kind], known: Mapping[str, Kind], keep_other: bool
+    source: TableSource, required: Mapping[str, Kind], known: Mapping[str, Kind], keep_other: bool
 ) -> pa.Table:
+    path = source.path
     batches: list[pa.Table] = []
     records: list[dict[str, Any]] = []
 
     def flush() -> None:
         first = len(batches) * _JSON_BATCH_ROWS
-        names = dict.fromkeys(name for record in records for name in record)
+        own_names = list(dict.fromkeys(name for record in records for name in record))
         columns = {}
-        for name in names:
+        for own, name in zip(own_names, source.names_of(own_names), strict=True):
             if name and (keep_other or name in known):
                 try:
-                    values = [record.get(name) for record in records]
+                    values = [record.get(own) for record in records]
                     columns[name] = json_column(values, known.get(name, "text"))
                 except BadCell as error:
                     row = first + error.row
                     raise bad_cell(path, row, name, error.value, error.expected) from None
-        seen.update(names)
+        seen.update(dict.fromkeys(own_names))
         batches.append(pa.table(columns) if columns else pa.table({"": pa.nulls(len(records))}))
         records.clear()
 
@@ -399,7 +399,7 @@ def _read_json_lines(
         flush()
     if not batches:
         raise InputError(f"{path} is empty")
-    columns = wanted_columns(path, list(seen), required, known, keep_other)
+    columns = wanted_columns(path, source.rename(list(seen)), required, known, keep_other)
     return pa.concat_tables(batches, promote_options="default").select(columns)
 
 
@@ -453,14 +453,18 @@ def _json_ids(values: Any) -> list[str | None]:
 
 
 def _read_parquet(
-    path: Path, required: Mapping[str, Kind], known: Mapping[str, Kind], keep_other: bool
+    source: TableSource, required: Mapping[str, Kind], known: Mapping[str, Kind], keep_other: bool
 ) -> pa.Table:
+    path = source.path
     try:
         if not os.stat(path).st_size:
             raise InputError(f"{path} is empty")
         with open(path, "rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
-            names = file.schema_arrow.names
-            return file.read(columns=wanted_columns(path, names, required, known, keep_other))
+            own_names = file.schema_arrow.names
+            names = source.rename(own_names)
+            columns = wanted_columns(path, names, required, known, keep_other)
+            wanted = [own_names[names.index(name)] for name in columns]
+            return file.read(columns=wanted).select(wanted).rename_columns(columns)
     except pa.ArrowException as error:
         raise InputError(f"{path}: not a readable Parquet file: {error}") from None
     except OSError as error:

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from towers.errors import InputError
 from training.columns import Kind
-from training.tables import FORMATS, content_sha256, place, read_table
+from training.table_source import FORMATS
+from training.tables import content_sha256, place, read_table
 
 REQUIRED: dict[str, Kind] = {"item_id": "id", "title": "text"}
 OPTIONAL: dict[str, Kind] = {

@@ -31,7 +31,8 @@ _RUNNERS = ("DirectRunner", "FlinkRunner", "SparkRunner", "DataflowRunner")
     "--catalog",
     required=True,
     multiple=True,
-    help="Catalogue file, or a pattern such as 'items-*.jsonl.gz'. May be given several times.",
+    help="Catalogue file, or a pattern such as 'items-*.jsonl.gz'. May be given several times. "
+    "'items-*.jsonl.gz:item_id=sku' says what columns are called there.",
 )
 @click.option("--output", required=True, help="Folder of the vectors.")
 @click.option(
@@ -86,13 +87,18 @@ def command(
         logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)
     from towers.item_text import ItemTemplate
     from training.catalog_stream import stream_items
+    from training.table_source import TableSource
 
+    sources = [TableSource.of(pattern) for pattern in catalog]
+    names = sources[0].names
+    if any(source.names != names for source in sources):
+        raise InputError("--catalog: all files of one run need the same names for their columns")
     encoder = _item_encoder(model)
     template = ItemTemplate(encoder.item_template)
     with progress_bars() as progress:
         result = encode_catalog(
-            functools.partial(stream_items, template=template),
-            catalog,
+            functools.partial(stream_items, template=template, names=names),
+            [source.file for source in sources],
             encoder,
             output,
             format=format,
