@@ -256,6 +256,27 @@ def test_reports_for_people(shop: Path, model: Path, towers: Callable[..., Any])
     assert "8 queries, 1 without a positive" in answer.out
 
 
+def test_files_say_what_their_columns_are_called(
+    shop: Path, model: Path, tmp_path: Path, towers: Callable[..., Any]
+) -> None:
+    catalog, judged = tmp_path / "products.csv", tmp_path / "searches.csv"
+    rows = (shop / "catalog.csv").read_text("utf-8")
+    catalog.write_text(rows.replace("item_id,title", "sku,Product name", 1), "utf-8")
+    rows = (shop / "judged.csv").read_text("utf-8")
+    judged.write_text(rows.replace("query,item_id", "term,sku", 1), "utf-8")
+    evaluate = ("evaluate", "--model", model, "--json")
+    named = (
+        *("--catalog", f"{catalog}:item_id=sku,title=Product name"),
+        *("--interactions", f"{judged}:query=term,item_id=sku"),
+    )
+    answer, expected = towers(*evaluate, *named), towers(*evaluate, *data(shop))
+    assert answer.status == 0, answer.err
+    assert json.loads(answer.out)["measures"] == json.loads(expected.out)["measures"]
+    answer = towers(*evaluate, "--catalog", f"{catalog}:item_id=SKU", "--interactions", judged)
+    assert answer.status == 2
+    assert "no column 'SKU' to be read as 'item_id'" in answer.err
+
+
 def test_unknown_items_are_told_and_strict_refuses(
     shop: Path, model: Path, tmp_path: Path, towers: Callable[..., Any]
 ) -> None:

@@ -190,11 +190,12 @@ def test_bad_rows_are_set_aside_in_every_format(
         assert part in reason
 
 
-def test_tfrecord(
+def test_tfrecord_of_a_catalogue_with_other_names_for_its_columns(
     export: Path, tmp_path: Path, tiny_retriever: Retriever, towers: Callable[..., Any]
 ) -> None:
     records = items(50)
-    catalog = write_jsonl(tmp_path / "items.jsonl", records)
+    own = [{"sku" if name == "item_id" else name: x for name, x in r.items()} for r in records]
+    catalog = f"{write_jsonl(tmp_path / 'items.jsonl', own)}:item_id=sku"
     output = tmp_path / "vectors"
     options = ("--output", output, "--format", "tfrecord", "--shards", 2)
     assert towers("encode", "--model", export / "1", "--catalog", catalog, *options).status == 0
@@ -342,6 +343,8 @@ def test_what_is_refused(export: Path, tmp_path: Path, towers: Callable[..., Any
     (output / "manifest.json").write_text(json.dumps(facts))
     assert "of another encoder" in refused(catalog, "--output", output, "--shards", 2)
     assert "holds other files" in refused(catalog, "--output", tmp_path)
+    names = ("--catalog", f"{catalog}:title=brand")
+    assert "the same names for their columns" in refused(catalog, *names, "--output", output)
 
 
 def test_one_process_writes_a_folder(

@@ -59,7 +59,11 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="towers")
 def cli() -> None:
-    """Few-shot retrieval: a catalogue and a few interactions in, a served model out."""
+    """Few-shot retrieval: a catalogue and a few interactions in, a served model out.
+
+    Wherever a file of data is named, 'products.csv:item_id=sku,title=name' says what its columns are
+    called; docs/data.md.
+    """
 
 
 def main(arguments: list[str] | None = None) -> None:
