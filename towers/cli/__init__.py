@@ -61,8 +61,8 @@ class _Verbs(click.Group):
 def cli() -> None:
     """Few-shot retrieval: a catalogue and a few interactions in, a served model out.
 
-    Wherever a file of data is named, 'products.csv:item_id=sku,title=name' says what its columns are
-    called; docs/data.md.
+    Wherever a file of data is named, 'products.csv:item_id=sku,title=name' says what its columns
+    are called; docs/data.md.
     """
 
 
