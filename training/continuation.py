@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from towers.encoding import Progress
 from towers.errors import InputError
 from towers.interpolation import interpolate
 from towers.retriever import Retriever
@@ -28,6 +27,7 @@ from training.interactions import Interactions
 from training.judged_ranking import JudgedRanking, Vectors
 from training.lexical_weight import CANDIDATES, LexicalScorer
 from training.shots import draw_shots, split_by_query
+from training.stages import Stages, stage
 
 _SHARES = (0.0, 0.5, 1.0)
 
@@ -172,8 +172,7 @@ def go_on(
     lexical: LexicalScorer | None = None,
     weight: float = 0.0,
     seed: int = 0,
-    progress: Progress | None = None,
-    comparison_progress: Progress | None = None,
+    progress: Stages | None = None,
 ) -> Continuation:
     """Trains towers further, and goes as far towards the result as old queries allow.
 
@@ -194,8 +193,8 @@ def go_on(
         lexical: the lexical score, for hard negatives from it.
         weight: of the lexical score where versions are compared.
         seed: decides the order and dropout.
-        progress: told (steps done, steps in all).
-        comparison_progress: told (places looked at, places in all).
+        progress: told (stage, steps or places looked at, in all), of ``Training`` and
+            ``Comparing versions``.
 
     Raises:
         InputError: as `training.fit.adapt`.
@@ -212,7 +211,7 @@ def go_on(
         folder=folder,
         lexical=lexical,
         seed=seed,
-        progress=progress,
+        progress=stage(progress, "Training"),
     )
     if ranking is None:
         return Continuation(result.retriever, result, 1.0, [])
@@ -224,8 +223,8 @@ def go_on(
         values = ranking.values(places[-1][1], weight)
         old, new = values[material.is_old], values[~material.is_old]
         steps.append(Step(share, _mean(old), _mean(new)))
-        if comparison_progress is not None:
-            comparison_progress(len(steps), len(_SHARES))
+        if progress is not None:
+            progress("Comparing versions", len(steps), len(_SHARES))
     chosen = choose_step(steps, settings.max_drop)
     towers, vectors = places[chosen]
     return Continuation(towers, result, steps[chosen].share, steps, (places[0][1], vectors))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from towers.encoding import Progress
 from towers.errors import InputError
 from training.catalog import Catalog
 from training.config import TrainConfig
@@ -16,6 +15,7 @@ from training.lexical_weight import PRIOR_WEIGHT, LexicalChoice
 from training.methods import require_suitable
 from training.reviews import Reviews
 from training.run_folder import RunFolder
+from training.stages import Stages, stage
 from training.train import (
     AlsoFit,
     LexicalIndexer,
@@ -37,8 +37,7 @@ def train_label_free(
     reviews: Reviews | None = None,
     contexts: Contexts | None = None,
     also: AlsoFit | None = None,
-    progress: Progress | None = None,
-    warm_up_progress: Progress | None = None,
+    progress: Stages | None = None,
 ) -> dict[str, Any]:
     """Trains towers on what the catalogue says, and writes a run folder.
 
@@ -55,8 +54,7 @@ def train_label_free(
         reviews: likewise.
         contexts: likewise.
         also: makes what else belongs to the run of the trained towers, ahead of its end.
-        progress: told (steps done, steps in all) while training.
-        warm_up_progress: told (steps done, steps in all) while the towers warm up.
+        progress: told (stage, steps done, steps in all), of ``Warming up`` and ``Training``.
 
     Returns:
         What ``metrics.json`` holds.
@@ -114,7 +112,7 @@ def train_label_free(
             titles=titles,
             folder=output,
             seed=config.seed,
-            progress=warm_up_progress,
+            progress=stage(progress, "Warming up"),
         )
         metrics["warm_up"] = record.as_dict()
     if method == "distilled":
@@ -130,7 +128,7 @@ def train_label_free(
             lexical_weight=weight or PRIOR_WEIGHT,
             folder=output,
             seed=config.seed,
-            progress=progress,
+            progress=stage(progress, "Training"),
         )
         metrics["distillation"] = record.as_dict()
     metrics["lexical"] = LexicalChoice(

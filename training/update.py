@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from towers.encoding import Progress
 from towers.errors import InputError
 from towers.retriever import Retriever
 from training.augmentation import Augmenter
@@ -26,6 +25,7 @@ from training.lexical_weight import LexicalChoice, LexicalScorer, choose_lexical
 from training.methods import require_suitable
 from training.reviews import Reviews
 from training.run_folder import RunFolder
+from training.stages import Stages, stage
 from training.statistics import compare
 from training.train import AlsoFit, LexicalIndexer, lexical_number, render_items
 
@@ -96,9 +96,7 @@ def update(
     contexts: Contexts | None = None,
     also: AlsoFit | None = None,
     encode: RunItemEncoder | None = None,
-    progress: Progress | None = None,
-    comparison_progress: Progress | None = None,
-    lexical_progress: Progress | None = None,
+    progress: Stages | None = None,
 ) -> dict[str, Any]:
     """Goes on from a run with new interactions and writes another run, unless it is worse.
 
@@ -124,9 +122,8 @@ def update(
         also: makes what else belongs to the run of the towers, once they have passed the gate.
         encode: encodes the whole catalogue, where `judgements` are ranked; the towers do it anew
             if None.
-        progress: told (steps done, steps in all) while training.
-        comparison_progress: told (versions compared, versions in all).
-        lexical_progress: told (items done, items in all) while the weight is chosen.
+        progress: told (stage, steps, versions or items done, in all), of ``Training``,
+            ``Comparing versions`` and ``Choosing the lexical weight``.
 
     Returns:
         What ``metrics.json`` holds.
@@ -199,12 +196,9 @@ def update(
         weight=weight_before,
         seed=config.seed,
         progress=progress,
-        comparison_progress=comparison_progress,
     )
     updated = continued.retriever
-    choice = _lexical_choice(
-        config, retriever, updated, material, pairs, texts, scorer, lexical_progress
-    )
+    choice = _lexical_choice(config, retriever, updated, material, pairs, texts, scorer, progress)
 
     weights = weight_before, choice.weight
     compared: dict[str, dict[str, Any]] = {}
@@ -339,7 +333,7 @@ def _lexical_choice(
     pairs: Interactions,
     texts: Sequence[str],
     scorer: LexicalScorer | None,
-    progress: Progress | None,
+    progress: Stages | None,
 ) -> LexicalChoice:
     """The weight of the lexical score, from old and new queries that nothing was trained on."""
     if config.lexical != "auto" or scorer is None:
@@ -355,7 +349,7 @@ def _lexical_choice(
         # Towers find pairs that they were trained on too well: then those before have a say, too.
         adapted=None if asked else after,
         seed=config.seed,
-        progress=progress,
+        progress=stage(progress, "Choosing the lexical weight"),
     )
 
 

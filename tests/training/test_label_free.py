@@ -77,10 +77,9 @@ def test_warm_up_and_distillation_train_on_the_catalogue(
         catalog,
         tmp_path / "run",
         lexical=no_words,
-        warm_up_progress=lambda done, total: told.append("warm-up"),
-        progress=lambda done, total: told.append("distillation"),
+        progress=lambda name, done, total: told.append(name),
     )
-    assert list(dict.fromkeys(told)) == ["warm-up", "distillation"]
+    assert list(dict.fromkeys(told)) == ["Warming up", "Training"]
     for part in ("warm_up", "distillation"):
         assert metrics[part]["best_epoch"] == len(metrics[part]["losses"]) == 1
     assert metrics["lexical"]["weight"] == 0

@@ -54,15 +54,16 @@ def test_a_whole_run(
         encoder={"preset": tiny_preset, **ENCODER},
         fit={"epochs": 1, "batch_size": 6, "learning_rate": 1e-3},
     )
-    steps: list[tuple[int, int]] = []
+    steps: list[tuple[str, int, int]] = []
     metrics = train(
         config,
         catalog,
         pairs,
         tmp_path / "run",
-        progress=lambda done, total: steps.append((done, total)),
+        progress=lambda *step: steps.append(step),
     )
-    assert steps == [(1, 2), (2, 2)]  # 12 pairs in batches of 6, once
+    # 12 pairs in batches of 6, once
+    assert steps == [("Training", 1, 2), ("Training", 2, 2)]
     assert metrics["method"] == "full"
     assert (metrics["items"], metrics["shots"], metrics["shot_queries"]) == (8, 12, 12)
     fit = metrics["fit"]
@@ -137,7 +138,7 @@ def test_the_lexical_weight_is_chosen_with_the_shots(
             pairs,
             tmp_path / name,
             lexical=words,
-            lexical_progress=lambda *step: told.append(step),
+            progress=lambda name, *step: told.append(step) if "lexical" in name else None,
         )["lexical"]
         assert RunFolder.existing(tmp_path / name).lexical_weight == found["weight"]
         assert (told[-1][0] == told[-1][1]) if found["queries"] else not told
@@ -201,7 +202,7 @@ def test_auto_tells_what_it_tried_and_keeps_what_it_chose(
         pairs,
         tmp_path / "run",
         lexical=words_of_titles,
-        choice_progress=lambda done, total: told.append((done, total)),
+        progress=lambda name, *step: told.append(step) if "method" in name else None,
     )
     choice = metrics["choice"]
     assert [trial["method"] for trial in choice["trials"]] == [

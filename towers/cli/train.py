@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from training.histories import Histories
     from training.interactions import Interactions
     from training.reviews import Reviews
+    from training.stages import Stages
     from training.train import AlsoFit
 
 # Of 27,000 pairs of homedepot towers learn hardly more than of 2,000.
@@ -218,8 +218,7 @@ def _train(
                 reviews=written,
                 contexts=contexts,
                 also=_also(people, written, contexts, config.seed, output, progress),
-                warm_up_progress=partial(progress, "Warming up"),
-                progress=partial(progress, "Training"),
+                progress=progress,
             )
         return train(
             config,
@@ -232,11 +231,7 @@ def _train(
             reviews=written,
             contexts=contexts,
             also=_also(people, written, contexts, config.seed, output, progress),
-            warm_up_progress=partial(progress, "Warming up"),
-            fusion_progress=partial(progress, "Judging the attributes"),
-            choice_progress=partial(progress, "Choosing the method"),
-            progress=partial(progress, "Training"),
-            lexical_progress=partial(progress, "Choosing the lexical weight"),
+            progress=progress,
         )
 
 
@@ -246,7 +241,7 @@ def _also(
     contexts: Contexts | None,
     seed: int,
     output: Path,
-    progress: Callable[[str, int, int], None],
+    progress: Stages,
 ) -> AlsoFit | None:
     """What learns from the histories once the towers are trained."""
     if histories is None:

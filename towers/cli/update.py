@@ -158,9 +158,7 @@ def command(
                 contexts=contexts,
                 also=also,
                 encode=encode,
-                progress=partial(progress, "Training"),
-                comparison_progress=partial(progress, "Comparing versions"),
-                lexical_progress=partial(progress, "Choosing the lexical weight"),
+                progress=progress,
             )
         except UpdateRefused as error:
             refused, metrics = str(error), error.metrics

@@ -15,11 +15,12 @@ from towers.errors import InputError
 from training.atomic_file import atomic_file
 from training.interactions import Interactions
 from training.report.cells import Cell, CellStore, Measurement
-from training.report.measuring import Measurer, Stages
+from training.report.measuring import Measurer
 from training.report.page import render
 from training.report.plan import Plan, Task
 from training.report.results import Report, Results
 from training.report.summary import VIEWS, summarise
+from training.stages import Stages
 from training.train import LexicalIndexer
 
 PAGE, DATA = "report.html", "report.json"

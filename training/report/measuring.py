@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,10 +32,8 @@ from training.report.sentence_transformers import FineTuned, versions
 from training.run_folder import RunFolder
 from training.search import top_k
 from training.shots import draw_shots
+from training.stages import Stages
 from training.train import LexicalIndexer, build_retriever, train
-
-Stages = Callable[[str, int, int], None]
-"""Called with (what is being done, steps done, steps in all)."""
 
 
 class Measurer:
@@ -85,9 +83,7 @@ class Measurer:
                     self.task.train,
                     work,
                     lexical=lambda template, catalog: self._scorer,
-                    progress=self._stage("Training"),
-                    lexical_progress=self._stage("Choosing the lexical weight"),
-                    choice_progress=self._stage("Choosing the method"),
+                    progress=self._progress,
                 )
         seconds = time.perf_counter() - start
         retriever = run.load_retriever()
