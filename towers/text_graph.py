@@ -9,7 +9,9 @@ from towers.attribute_reader import AttributeReader
 from towers.item_text import SEPARATOR
 from towers.retriever import Retriever
 from towers.text_encoder import TextEncoder
+from towers.traced import traced_once
 
+_TEXTS = tf.TensorSpec([None], tf.string)
 _BLOCK_ROWS = 256  # texts tokenised at a time
 
 # Tokens, padding included, that one pass through the encoder is given. From 7 to 64 rows oneDNN
@@ -37,6 +39,8 @@ class TextGraph(tf.Module):
         self._query_tower = _FrozenTower(model.query_tower)
         self._item_tower = self._query_tower if model.shared else _FrozenTower(model.item_tower)
         self._fusion = None if model.fusion is None else _FrozenFusion(model.fusion)
+        self._pieces = traced_once(self._tokenizer.tokenize, _TEXTS)
+        self._embed_reviews = traced_once(self._reviews_in_blocks, _TEXTS)
 
     def embed_queries(self, texts: tf.Tensor) -> tf.Tensor:
         """Query vectors: string ``[N]`` to float32 ``[N, d]``."""
@@ -45,11 +49,17 @@ class TextGraph(tf.Module):
 
     def embed_reviews(self, texts: tf.Tensor) -> tf.Tensor:
         """Vectors of reviews, by the query tower: string ``[N]`` to float32 ``[N, d]``."""
+        return self._embed_reviews(texts)
+
+    def _reviews_in_blocks(self, texts: tf.Tensor) -> tf.Tensor:
         return self._in_blocks(self._query_tower, self._prefixed(texts), self._review_max_length)
 
     def tokenize_queries(self, texts: tf.Tensor) -> tf.Tensor:
         """Token ids of queries, as `embed_queries` has them: string ``[N]`` to int ``[N, T]``."""
-        return self._tokenizer(self._prefixed(texts), self._text.query_max_length)["token_ids"]
+        return self._tokens(self._prefixed(texts), self._text.query_max_length)["token_ids"]
+
+    def _tokens(self, texts: tf.Tensor, max_length: int) -> dict[str, tf.Tensor]:
+        return self._tokenizer.padded(self._pieces(texts), max_length)
 
     def embed_items(self, texts: tf.Tensor) -> tf.Tensor:
         """Vectors of item texts, the template filled in: string ``[N]`` to float32 ``[N, d]``."""
@@ -67,7 +77,7 @@ class TextGraph(tf.Module):
         """Encodes some texts after the other: the memory for a request does not grow with it."""
 
         def more(start: tf.Tensor, vectors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            tokens = self._tokenizer(texts[start : start + _BLOCK_ROWS], max_length)
+            tokens = self._tokens(texts[start : start + _BLOCK_ROWS], max_length)
             return start + _BLOCK_ROWS, tf.concat([vectors, self._in_parts(tower, tokens)], axis=0)
 
         _, vectors = tf.while_loop(
@@ -109,8 +119,10 @@ class _FrozenTower(tf.Module):
         )
         self._encoder_embed = encoder.embed
         self.positions = int(encoder.backbone.max_sequence_length)
+        ids = tf.TensorSpec([None, None], tf.int32)
+        self.embed = traced_once(self._embed, {"token_ids": ids, "padding_mask": ids})
 
-    def embed(self, tokens: dict[str, tf.Tensor]) -> tf.Tensor:
+    def _embed(self, tokens: dict[str, tf.Tensor]) -> tf.Tensor:
         """Token ids to vectors, as `towers.TextEncoder`."""
         return self._encoder_embed(
             tf.nest.map_structure(tf.convert_to_tensor, self._weights), tokens

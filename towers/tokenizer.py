@@ -197,8 +197,14 @@ class Tokenizer(tf.Module):
         Raises:
             ValueError: a length is too small.
         """
+        return self.padded(self.tokenize(texts), max_length, pad_to)
+
+    def padded(
+        self, pieces: tf.RaggedTensor, max_length: int, pad_to: int | None = None
+    ) -> dict[str, tf.Tensor]:
+        """As a call, of texts that are tokenised already: int32 ragged ``[N, (pieces)]``."""
         require_lengths(max_length, pad_to)
-        pieces = self.tokenize(texts)[:, : max_length - 2]
+        pieces = pieces[:, : max_length - 2]
         count = pieces.nrows(out_type=tf.int32)
         start = tf.fill([count, 1], self.cls_id)
         end = tf.fill([count, 1], self.sep_id)

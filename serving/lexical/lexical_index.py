@@ -19,6 +19,7 @@ from serving.lexical.stems import StemTable
 from serving.lexical.stop_words import ENGLISH_STOP_WORDS
 from serving.lexical.words import is_letters, split_words
 from towers.errors import InputError
+from towers.traced import traced_once
 
 # Chosen on Home Depot's train and valid queries and ESCI's train queries; see docs/lexical.md.
 DEFAULT_K1 = 0.5
@@ -74,6 +75,7 @@ class LexicalIndex(tf.Module):
             ),
             default_value=_UNKNOWN,
         )
+        self._scores_of_query = traced_once(self._scores_of_one, tf.TensorSpec([], tf.string))
 
     @classmethod
     def build(
@@ -168,7 +170,7 @@ class LexicalIndex(tf.Module):
         """
         # One after the other: what a query needs beside its result then does not grow with N.
         return tf.map_fn(
-            self._scores_of_one,
+            self._scores_of_query,
             queries,
             fn_output_signature=tf.TensorSpec([self.item_count], tf.float32),
             parallel_iterations=1,
@@ -177,7 +179,7 @@ class LexicalIndex(tf.Module):
     def best(self, queries: tf.Tensor) -> tf.Tensor:
         """The highest BM25 of any item for each query: string ``[N]`` to float32 ``[N]``."""
         return tf.map_fn(
-            lambda query: tf.reduce_max(self._scores_of_one(query)),
+            lambda query: tf.reduce_max(self._scores_of_query(query)),
             queries,
             fn_output_signature=tf.TensorSpec([], tf.float32),
             parallel_iterations=1,
