@@ -24,7 +24,7 @@ SHELL := /bin/bash
 BENCHMARKS := tokenization.py encoding.py training_time.py latency.py lexical.py lexical_weight.py \
 	adaptation.py+--peer-seeds+3 adaptation.py+--dataset+esci
 
-.PHONY: help setup demo test test-all test-beam lint bench clean
+.PHONY: help setup demo test test-all setup-beam test-beam lint bench clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -68,8 +68,10 @@ test-all: setup
 
 # Apache Beam wants an older pyarrow and protobuf than the others take: see docs/dependencies.md.
 # `make test` skips what needs it; .ci/run runs both.
-test-beam:
+setup-beam:
 	@$(MAKE) --no-print-directory VENV=.venv-beam EXTRAS=beam,test setup
+
+test-beam: setup-beam
 	@.venv-beam/bin/python -m pytest tests/test_cli_encode.py tests/training/test_catalog_stream.py
 
 lint: setup

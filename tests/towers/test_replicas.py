@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,14 +123,6 @@ np.save(sys.argv[1], np.append(gradient, loss))
 """
 )
 
-ONE_DEVICE = (
-    MODEL
-    + """
-loss, gradient = step(towers(), batch(8))
-np.save(sys.argv[1], np.append(gradient, loss))
-"""
-)
-
 
 def start(script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     path = os.pathsep.join(sys.path)
@@ -204,11 +197,13 @@ def test_two_worker_processes(tmp_path: Path) -> None:
         )
         for index in range(2)
     ]
-    processes = [*workers, start(ONE_DEVICE, str(tmp_path / "one.npy"))]
-    for process in processes:
+    here: dict[str, Any] = {}
+    exec(MODEL, here)
+    loss, gradient = here["step"](here["towers"](), here["batch"](8))
+    one = np.append(gradient, loss)
+    for process in workers:
         _, errors = process.communicate(timeout=500)
         assert process.returncode == 0, errors[-3000:]
-    one = np.load(tmp_path / "one.npy")
     size = np.abs(one[:-1]).max()
     assert size > 0.01
     for index in range(2):
