@@ -37,7 +37,7 @@ class Catalog:
             (text), `price` (float64) and `image_embedding` (fixed-size list of float32) those that
             the file has; every other column of the file as text, an attribute.
         path: The file, for messages.
-        sha256: SHA-256 of the file's bytes.
+        sha256: see `training.tables.content_sha256`.
     """
 
     table: pa.Table = field(repr=False)

@@ -114,7 +114,7 @@ def stream_items(
             if isinstance(part, BadRow):
                 yield part
             else:
-                yield from _items(part, path, template, width)
+                yield from _items(part, source, template, width)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: the gzip file is truncated or damaged: {error}") from None
 
@@ -144,19 +144,19 @@ class _VectorWidth:
 
 
 def _items(
-    raw: _RawBatch, path: str, template: ItemTemplate, width: _VectorWidth
+    raw: _RawBatch, source: TableSource, template: ItemTemplate, width: _VectorWidth
 ) -> Iterator[ItemBatch | BadRow]:
     """Converts a batch; one with a bad row is halved until that row is alone."""
     try:
-        table = _table(raw, path, width)
-        texts = _rendered(table, path, template)
+        table = _table(raw, source, width)
+        texts = _rendered(table, source.file, template)
     except _Unfit as error:
         if len(raw.rows) == 1:
             yield BadRow(raw.rows[0], raw.lines[0], str(error))
             return
         middle = len(raw.rows) // 2
-        yield from _items(raw.part(0, middle), path, template, width)
-        yield from _items(raw.part(middle, len(raw.rows)), path, template, width)
+        yield from _items(raw.part(0, middle), source, template, width)
+        yield from _items(raw.part(middle, len(raw.rows)), source, template, width)
     else:
         yield ItemBatch(raw.rows, raw.lines, table.column("item_id").to_pylist(), texts)
 
@@ -173,7 +173,7 @@ def _rendered(table: pa.Table, path: str, template: ItemTemplate) -> list[str]:
         raise _Unfit(reason.replace("row 1 ", "this row ")) from None
 
 
-def _table(raw: _RawBatch, path: str, width: _VectorWidth) -> pa.Table:
+def _table(raw: _RawBatch, source: TableSource, width: _VectorWidth) -> pa.Table:
     columns = {}
     for name, values in raw.columns.items():
         kind = _KINDS.get(name, "text")
@@ -186,12 +186,20 @@ def _table(raw: _RawBatch, path: str, width: _VectorWidth) -> pa.Table:
         except BadCell as error:
             shown = repr(error.value)
             shown = shown if len(shown) <= 80 else shown[:77] + "..."
-            raise _Unfit(f"column {name!r} is {shown}, expected {error.expected}") from None
+            raise _Unfit(f"{source.shown(name)} is {shown}, expected {error.expected}") from None
         except WrongType as error:
-            raise InputError(f"{path}: column {name!r} {error}") from None
+            raise InputError(f"{source.file}: {source.shown(name)} {error}") from None
         if name in REQUIRED and columns[name].null_count:
-            raise _Unfit(f"column {name!r} is empty; every row needs a value")
+            raise _Unfit(f"{source.shown(name)} is empty; every row needs a value")
     return pa.table(columns)
+
+
+def _own_columns(
+    source: TableSource, columns: Sequence[str], names: Sequence[str]
+) -> dict[str, str]:
+    """What the wanted columns are called in the file; refused where one is not there."""
+    kinds = {name: _KINDS.get(name, "text") for name in names}
+    return wanted_columns(source, columns, kinds, kinds, False)
 
 
 # CSV and TSV
@@ -222,9 +230,8 @@ def _csv_batches(
     columns = [name.strip() for name in header]
     if any(_is_broken(name) for name in columns):
         raise InputError(f"{path}: the header is not UTF-8; save the file as UTF-8")
-    columns = source.rename(columns)
-    wanted_columns(path, columns, {name: _KINDS.get(name, "text") for name in names}, {}, False)
-    places = [columns.index(name) for name in names]
+    own = _own_columns(source, columns, names)
+    places = [columns.index(own[name]) for name in names]
     # An open quotation mark would swallow this record, which comes after the end of the file.
     sentinel = [""] * len(header)
     rest = itertools.chain(text, ["\n", delimiter.join(['""'] * len(header)) + "\n"])
@@ -315,8 +322,7 @@ def _json_lines(
         yield raw
     if not row:
         raise InputError(f"{path} is empty")
-    columns = source.rename(list(seen))
-    wanted_columns(path, columns, {name: _KINDS.get(name, "text") for name in names}, {}, False)
+    _own_columns(source, list(seen), names)
 
 
 def _json_record(content: bytes) -> dict[str, Any] | str:
@@ -342,13 +348,9 @@ def _parquet(
 ) -> Iterator[_RawBatch]:
     try:
         table = pyarrow.parquet.ParquetFile(file)
-        kinds = {name: _KINDS.get(name, "text") for name in names}
-        own_names = table.schema_arrow.names
-        renamed = source.rename(own_names)
-        wanted_columns(path, renamed, kinds, {}, False)
-        own = {name: own_names[renamed.index(name)] for name in names}
+        own = _own_columns(source, table.schema_arrow.names, names)
         row = 0
-        for batch in table.iter_batches(_ROWS, columns=list(own.values())):
+        for batch in table.iter_batches(_ROWS, columns=[own[name] for name in names]):
             rows = list(range(row + 1, row + 1 + len(batch)))
             row += len(batch)
             columns = {name: batch.column(own[name]) for name in names}

@@ -27,7 +27,7 @@ _FLOAT32_TINY = float(np.finfo(np.float32).smallest_subnormal)
 # What is expected, the test on float64 values, the resulting type.
 _NUMBERS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray], pa.DataType]] = {
     "price": (
-        "a number, 0 or more, such as 1234.5 (to keep it as text, rename the column)",
+        "a number, 0 or more, such as 1234.5 (to keep it as text, give the column another name)",
         lambda x: x >= 0,
         pa.float64(),
     ),

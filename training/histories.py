@@ -30,7 +30,7 @@ class Histories:
         item_row: int32 [events], rows of the catalogue, oldest first within a user.
         catalog: The catalogue that `item_row` points into.
         path: The file, for messages.
-        sha256: SHA-256 of the file's bytes.
+        sha256: see `training.tables.content_sha256`.
         unknown_items: What was left out at reading.
         timestamp: datetime64[s] [events], UTC, never falling within a user; None where the file
             has lists.

@@ -58,7 +58,7 @@ class Interactions:
         weight: float32 [rows], above 0.
         catalog: The catalogue that `item_row` points into.
         path: The file, for messages.
-        sha256: SHA-256 of the file's bytes.
+        sha256: see `training.tables.content_sha256`.
         unknown_items: What was left out at reading.
         repeated_rows: Number of rows left out at reading because their pair has a better one.
         users: Distinct user ids, in order of first appearance; empty without a `user_id` column.

@@ -37,7 +37,7 @@ class Reviews:
         rating: float32 [reviews], 1 to 5; NaN where there is none.
         catalog: The catalogue that `item_row` points into.
         path: The file, for messages.
-        sha256: SHA-256 of the file's bytes.
+        sha256: see `training.tables.content_sha256`.
         unknown_items: Reviews of items that the catalogue lacks; they are kept.
         without_text: Number of rows left out because nothing was written.
         timestamp: datetime64[s] [reviews], UTC, NaT where a review has none; None without such a

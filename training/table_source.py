@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,12 +32,14 @@ class TableSource:
     names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, given: str | os.PathLike[str]) -> TableSource:
+    def of(cls, given: str | os.PathLike[str] | TableSource) -> TableSource:
         """Reads ``FILE`` or ``FILE:NAME=COLUMN,NAME=COLUMN``; a file that is called so is one.
 
         Raises:
             InputError: what follows the colon is not of this form, or names something twice.
         """
+        if isinstance(given, TableSource):
+            return given
         found = None if os.path.exists(given) else _WITH_NAMES.fullmatch(os.fspath(given))
         if found is None:
             return cls(os.fspath(given))
@@ -85,14 +88,57 @@ class TableSource:
         """
         for column, name in self.names.items():
             if column not in columns:
-                shown = ", ".join(map(repr, columns[:20])) + (", ..." if len(columns) > 20 else "")
                 raise InputError(
-                    f"{self.file}: no column {column!r} to be read as {name!r}; the columns are "
-                    f"{shown}"
+                    f"{self.file}: no column {column!r} to be read as {name!r}; "
+                    f"{described(columns)}{did_you_mean(column, columns)}"
                 )
         return self.names_of(columns)
+
+    def shown(self, name: str) -> str:
+        """What a column is called in messages: by the file's own name, and the one that counts."""
+        own = [column for column, other in self.names.items() if other == name and column != name]
+        return f"column {own[0]!r}, read as {name!r}," if own else f"column {name!r}"
+
+    def with_name(self, name: str, column: str) -> str | None:
+        """This source, with a further column named; None where that cannot be written."""
+        if "," in column or column != column.strip():
+            return None
+        pairs = [*((name, own) for own, name in self.names.items()), (name, column)]
+        return f"{self.file}:{','.join('='.join(pair) for pair in pairs)}"
 
     def names_of(self, columns: Sequence[str]) -> list[str]:
         """As `rename`, of some columns of the file."""
         taken = set(self.names.values())
         return [self.names.get(name, "" if name in taken else name) for name in columns]
+
+
+def described(columns: Sequence[str]) -> str:
+    """The columns of a file, for a message; and whether a wrong delimiter made one of them."""
+    shown = ", ".join(map(repr, columns[:20])) + (", ..." if len(columns) > 20 else "")
+    hint = f"the columns are {shown}"
+    if len(columns) == 1 and (other := re.search(r"[;|\t,]", columns[0])):
+        hint += f": is {other[0]!r} the delimiter? .csv files need ',', .tsv files a tab"
+    return hint
+
+
+def near_columns(missing: str, columns: Sequence[str], others: Iterable[str] = ()) -> list[str]:
+    """Columns that are called nearly so, the nearest first.
+
+    Args:
+        missing: what is looked for.
+        columns: what there is.
+        others: what else may be looked for: what is one of these by all but its case ("Title") is
+            not to become this one.
+    """
+    plain = {name: re.sub(r"[\W_]", "", name).lower() for name in (missing, *others, *columns)}
+    taken = {plain[name] for name in others} - {plain[missing]}
+    by_letters = {plain[name]: name for name in columns if plain[name] not in taken}
+    near = [plain[missing]] if plain[missing] in by_letters else []
+    near = near or difflib.get_close_matches(plain[missing], by_letters, n=3, cutoff=0.5)
+    return [by_letters[letters] for letters in near]
+
+
+def did_you_mean(missing: str, columns: Sequence[str], others: Iterable[str] = ()) -> str:
+    """A question about the nearest columns; empty where none is near."""
+    near = near_columns(missing, columns, others)
+    return f". Did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import codecs
 import csv
-import difflib
 import gzip
 import hashlib
 import io
 import json
 import os
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +27,7 @@ import pyarrow.parquet
 
 from towers.errors import InputError
 from training.columns import RAW_TEXT, TEXT, BadCell, Kind, WrongType, convert, json_text
-from training.table_source import TableSource
+from training.table_source import TableSource, described, did_you_mean, near_columns
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # A CSV record has to fit into one block of the parser.
@@ -81,37 +79,43 @@ def read_table(
         try:
             columns[name] = convert(raw.column(name), known.get(name, "text"))
         except BadCell as error:
-            raise bad_cell(path, error.row, name, error.value, error.expected) from None
+            raise bad_cell(source, error.row, name, error.value, error.expected) from None
         except WrongType as error:
-            raise InputError(f"{path}: column {name!r} {error}") from None
+            raise InputError(f"{path}: {source.shown(name)} {error}") from None
         if name in required:
-            require_values(path, name, columns[name])
+            require_values(source, name, columns[name])
     return pa.table(columns)
 
 
-def require_values(path: str | os.PathLike[str], column: str, values: pa.Array) -> None:
+def require_values(
+    path: str | os.PathLike[str] | TableSource, column: str, values: pa.Array
+) -> None:
     """Raises `InputError` naming the first row without a value, if there is one."""
     if values.null_count:
+        source = TableSource.of(path)
         row = int(pc.index(values.is_null(), True).as_py())
         more = f" (such rows: {values.null_count})" if values.null_count > 1 else ""
         raise InputError(
-            f"{path}, {place(path, row)}: column {column!r} is empty{more}; every row needs a value"
+            f"{source.file}, {place(source, row)}: {source.shown(column)} is empty{more}; every row"
+            " needs a value"
         )
 
 
 def bad_cell(
-    path: str | os.PathLike[str], row: int, column: str, value: object, expected: str
+    path: str | os.PathLike[str] | TableSource, row: int, column: str, value: object, expected: str
 ) -> InputError:
     """Returns the error for one value: file, line, column, value, and what would be right."""
+    source = TableSource.of(path)
     shown = repr(value)
     if len(shown) > 80:
         shown = shown[:77] + "..."
     return InputError(
-        f"{path}, {place(path, row)}: column {column!r} is {shown}, expected {expected}"
+        f"{source.file}, {place(source, row)}: {source.shown(column)} is {shown}, expected"
+        f" {expected}"
     )
 
 
-def place(path: str | os.PathLike[str], row: int) -> str:
+def place(path: str | os.PathLike[str] | TableSource, row: int) -> str:
     """Returns where a row starts, for people: `line 17` of a text file, `row 17` of a Parquet file.
 
     Reads the file again up to that row: only an error needs it.
@@ -154,48 +158,46 @@ def content_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def wanted_columns(
-    path: str | os.PathLike[str],
-    names: Sequence[str],
+    source: TableSource,
+    columns: Sequence[str],
     required: Mapping[str, Kind],
     known: Mapping[str, Kind],
     keep_other: bool,
-) -> list[str]:
-    """Returns the columns to read, in file order.
+) -> dict[str, str]:
+    """Returns the columns to read, in file order: the name that counts to that in the file.
 
     Raises:
-        InputError: A required column is not among the names, or a name stands there twice.
+        InputError: A required column is not among the columns, one that has a name is not, or one
+            is there twice.
     """
-    for name in names:
-        if "\0" in name:
-            raise InputError(f"{path}: NUL in column name {name!r}; save the file as UTF-8 text")
-    twice = [name for name, count in Counter(names).items() if name and count > 1]
+    for column in columns:
+        if "\0" in column:
+            raise InputError(
+                f"{source.file}: NUL in column name {column!r}; save the file as UTF-8 text"
+            )
+    twice = [column for column, count in Counter(columns).items() if column and count > 1]
     if twice:
-        raise InputError(f"{path}: column {twice[0]!r} is there {names.count(twice[0])} times")
+        raise InputError(
+            f"{source.file}: column {twice[0]!r} is there {columns.count(twice[0])} times"
+        )
+    own = dict(zip(source.rename(columns), columns, strict=True))
     for name in required:
-        if name not in names:
-            raise InputError(f"{path}: no column {name!r}; {_hint(path, name, names, known)}")
-    return [name for name in names if name and (keep_other or name in known)]
+        if name not in own:
+            hint = _hint(
+                source, name, [own[n] for n in own if n not in known or own[n] == n], known
+            )
+            raise InputError(f"{source.file}: no column {name!r}; {described(columns)}{hint}")
+    return {name: column for name, column in own.items() if name and (keep_other or name in known)}
 
 
-def _hint(
-    path: str | os.PathLike[str], missing: str, names: Sequence[str], known: Mapping[str, Kind]
-) -> str:
-    shown = ", ".join(repr(name) for name in names[:20]) + (", ..." if len(names) > 20 else "")
-    hint = f"the columns are {shown}"
-    if len(names) == 1 and (other := re.search(r"[;|\t,]", names[0])):
-        return f"{hint}: is {other[0]!r} the delimiter? .csv files need ',', .tsv files a tab"
-    plain = {name: re.sub(r"[\W_]", "", name).lower() for name in (missing, *known, *names)}
-    # What is another column by all but its case ("Title") is not to become this one.
-    taken = {plain[name] for name in known} - {plain[missing]}
-    by_letters = {plain[name]: name for name in names if plain[name] not in taken}
-    near = [plain[missing]] if plain[missing] in by_letters else []
-    near = near or difflib.get_close_matches(plain[missing], by_letters, n=3, cutoff=0.5)
-    if near:
-        hint += f". Did you mean {' or '.join(repr(by_letters[name]) for name in near)}?"
-        hint += f" Rename it to {missing!r}, or read it so"
-    else:
-        hint += ". Say which one it is"
-    return f"{hint}: {path}:{missing}={by_letters[near[0]] if near else 'COLUMN'}"
+def _hint(source: TableSource, missing: str, free: Sequence[str], known: Mapping[str, Kind]) -> str:
+    """Which of the free columns may be the missing one, and what to do about it."""
+    near = near_columns(missing, free, known)
+    named = source.with_name(missing, near[0] if near else "COLUMN")
+    if not near:
+        return f". Say which one it is: {named}"
+    hint = f"{did_you_mean(missing, free, known)} Rename it to {missing!r}"
+    return f"{hint}, or read it so: {named}" if named else hint
 
 
 # Bytes
@@ -290,9 +292,9 @@ def _read_delimited(
     _, header = next(_records(path, delimiter), (1, []))
     if not header:
         raise InputError(f"{path} is empty")
-    names = source.rename([name.strip() for name in header])
-    columns = wanted_columns(path, names, required, known, keep_other)
-    raw_names = [header[names.index(name)] for name in columns]
+    names = [name.strip() for name in header]
+    columns = wanted_columns(source, names, required, known, keep_other)
+    raw_names = [header[names.index(own)] for own in columns.values()]
     types = [TEXT if known.get(name, "text") in ("id", "text") else RAW_TEXT for name in columns]
     # Arrow does not mind a quotation mark that is never closed. A record of empty cells put after
     # the end tells: where it does not come back as it went in, the open cell has swallowed it.
@@ -319,7 +321,7 @@ def _read_delimited(
         raise InputError(
             f"{path}, {place(path, rows)}: a quotation mark opened in this row is never closed"
         )
-    return table.slice(0, rows).rename_columns(columns)
+    return table.slice(0, rows).rename_columns(list(columns))
 
 
 def _bad_record(
@@ -371,7 +373,7 @@ def _read_json_lines(
                     columns[name] = json_column(values, known.get(name, "text"))
                 except BadCell as error:
                     row = first + error.row
-                    raise bad_cell(path, row, name, error.value, error.expected) from None
+                    raise bad_cell(source, row, name, error.value, error.expected) from None
         seen.update(dict.fromkeys(own_names))
         batches.append(pa.table(columns) if columns else pa.table({"": pa.nulls(len(records))}))
         records.clear()
@@ -399,8 +401,8 @@ def _read_json_lines(
         flush()
     if not batches:
         raise InputError(f"{path} is empty")
-    columns = wanted_columns(path, source.rename(list(seen)), required, known, keep_other)
-    return pa.concat_tables(batches, promote_options="default").select(columns)
+    columns = wanted_columns(source, list(seen), required, known, keep_other)
+    return pa.concat_tables(batches, promote_options="default").select(list(columns))
 
 
 def json_column(values: list[Any], kind: Kind) -> pa.Array:
@@ -460,11 +462,10 @@ def _read_parquet(
         if not os.stat(path).st_size:
             raise InputError(f"{path} is empty")
         with open(path, "rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
-            own_names = file.schema_arrow.names
-            names = source.rename(own_names)
-            columns = wanted_columns(path, names, required, known, keep_other)
-            wanted = [own_names[names.index(name)] for name in columns]
-            return file.read(columns=wanted).select(wanted).rename_columns(columns)
+            names = file.schema_arrow.names
+            columns = wanted_columns(source, names, required, known, keep_other)
+            own = list(columns.values())
+            return file.read(columns=own).select(own).rename_columns(list(columns))
     except pa.ArrowException as error:
         raise InputError(f"{path}: not a readable Parquet file: {error}") from None
     except OSError as error:

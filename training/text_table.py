@@ -20,7 +20,7 @@ class TextTable:
         table: all columns of the file, as text.
         texts: one a row, empty where all its columns are.
         path: the file, for messages.
-        sha256: SHA-256 of the file's bytes.
+        sha256: see `training.tables.content_sha256`.
     """
 
     table: pa.Table = field(repr=False)

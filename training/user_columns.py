@@ -17,7 +17,7 @@ class UserColumns:
     Attributes:
         columns: column to user id to text.
         path: the file, for messages.
-        sha256: SHA-256 of the file's bytes.
+        sha256: see `training.tables.content_sha256`.
     """
 
     columns: Mapping[str, Mapping[str, str]] = field(repr=False)

@@ -199,11 +199,15 @@ def test_two_worker_processes(tmp_path: Path) -> None:
     ]
     here: dict[str, Any] = {}
     exec(MODEL, here)
-    loss, gradient = here["step"](here["towers"](), here["batch"](8))
+    try:
+        loss, gradient = here["step"](here["towers"](), here["batch"](8))
+        for process in workers:
+            _, errors = process.communicate(timeout=500)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in workers:
+            process.kill()
     one = np.append(gradient, loss)
-    for process in workers:
-        _, errors = process.communicate(timeout=500)
-        assert process.returncode == 0, errors[-3000:]
     size = np.abs(one[:-1]).max()
     assert size > 0.01
     for index in range(2):

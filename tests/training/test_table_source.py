@@ -15,8 +15,10 @@ import pytest
 from towers.errors import InputError
 from towers.item_text import ItemTemplate
 from training.catalog import Catalog
-from training.catalog_stream import ItemBatch, stream_items
+from training.catalog_stream import BadRow, ItemBatch, stream_items
+from training.histories import Histories
 from training.interactions import Interactions
+from training.reviews import Reviews
 from training.table_source import FORMATS, TableSource
 from training.tables import content_sha256
 
@@ -102,8 +104,66 @@ def test_a_missing_column_says_how_to_name_it(tmp_path: Path) -> None:
     path = write(tmp_path / "own.csv", [{"Item-ID": "1", "name": "Mug"}])
     with pytest.raises(InputError, match=f"or read it so: {path}:item_id=Item-ID$"):
         Catalog.read(path)
-    with pytest.raises(InputError, match=f"'name'. Say which one it is: {path}:title=COLUMN$"):
+    expected = f"are 'Item-ID', 'name'. Say which one it is: {path}:item_id=Item-ID,title=COLUMN$"
+    with pytest.raises(InputError, match=expected):
         Catalog.read(f"{path}:item_id=Item-ID")
+    # What cannot be written behind a file's name is not proposed.
+    path = write(tmp_path / "comma.csv", [{"item id, shop": "1", "title": "Mug"}])
+    with pytest.raises(InputError, match=r"'item id, shop'.* Rename it to 'item_id'$"):
+        Catalog.read(path)
+
+
+def test_names_that_are_not_there_get_the_same_hints(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", ROWS)
+    with pytest.raises(InputError, match=r"'brand'\. Did you mean 'sku'\?$"):
+        Catalog.read(f"{path}:item_id=SKU,title=Product name")
+    path.write_text("sku;name\n1;Mug\n")
+    with pytest.raises(InputError, match="the columns are 'sku;name': is ';' the delimiter"):
+        Catalog.read(f"{path}:item_id=sku,title=name")
+    path.write_text("sku,name,name\n1,Mug,Cup\n")
+    with pytest.raises(InputError, match="column 'name' is there 2 times"):
+        Catalog.read(f"{path}:item_id=sku,title=name")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_a_bad_value_is_told_by_the_name_that_the_file_has(tmp_path: Path, ending: str) -> None:
+    rows = [{"sku": "1", "title": "Mug", "Cost": "9"}, {"sku": "2", "title": "Cup", "Cost": "x"}]
+    path = write(tmp_path / f"own{ending}", rows)
+    expected = "[2-3]: column 'Cost', read as 'price', is 'x', expected a number"
+    with pytest.raises(InputError, match=expected):
+        Catalog.read(f"{path}:item_id=sku,price=Cost")
+    with path.open("rb") as file:
+        _, bad = stream_items(
+            file, str(path), ItemTemplate("{title} {price}"), {"sku": "item_id", "Cost": "price"}
+        )
+    assert isinstance(bad, BadRow)
+    assert bad.reason.startswith("column 'Cost', read as 'price', is 'x', expected a number")
+    path = write(tmp_path / f"empty{ending}", [*rows[:1], {"sku": "2", "title": "b", "Cost": ""}])
+    with pytest.raises(InputError, match="column 'Cost', read as 'title', is empty"):
+        Catalog.read(f"{path}:item_id=sku,title=Cost")
+
+
+def test_names_hold_beyond_the_first_batch_of_lines(tmp_path: Path) -> None:
+    rows: list[dict[str, str | None]] = [
+        {"sku": f"a{n}", "item_id": "0", "title": "Mug"} for n in range(40_000)
+    ]
+    rows[39_999] = {"sku": "last", "title": "Cup"}
+    catalog = Catalog.read(f"{write(tmp_path / 'many.jsonl', rows)}:item_id=sku")
+    assert catalog.item_ids[[0, 39_998, 39_999]].tolist() == ["a0", "a39998", "last"]
+
+
+def test_histories_and_reviews_have_names_too(tmp_path: Path) -> None:
+    catalog = Catalog.read(f"{write(tmp_path / 'products.csv', ROWS)}:{NAMES}")
+    events = [
+        {"customer": "u1", "article": "a1", "when": "2024-01-01", "text": "Fine.", "stars": "4"},
+        {"customer": "u1", "article": "a2", "when": "2024-01-02", "text": "Bad.", "stars": "1"},
+    ]
+    path = write(tmp_path / "events.csv", events)
+    who = "user_id=customer,item_id=article"
+    histories = Histories.read(f"{path}:{who},timestamp=when", catalog)
+    assert (histories.users, histories.item_row.tolist()) == (["u1"], [0, 1])
+    reviews = Reviews.read(f"{path}:{who},review=text,rating=stars", catalog)
+    assert (reviews.texts, reviews.rating.tolist()) == (["Fine.", "Bad."], [4.0, 1.0])
 
 
 def test_each_file_has_its_own_names(tmp_path: Path) -> None:
@@ -115,7 +175,9 @@ def test_each_file_has_its_own_names(tmp_path: Path) -> None:
     path = write(tmp_path / "searches.csv", searches)
     judged = Interactions.read(f"{path}:query=search,item_id=title", catalog)
     assert judged.qrels() == {"red cup": {"a1": 1, "a2": 1}}
-    with pytest.raises(InputError, match=f"{path}, line 3: column 'grade' is 'x'"):
+    with pytest.raises(
+        InputError, match=f"{path}, line 3: column 'stars', read as 'grade', is 'x'"
+    ):
         Interactions.read(f"{path}:query=search,item_id=title,grade=stars", catalog)
 
 

@@ -34,7 +34,7 @@ class ClickPairs:
         catalog: the catalogue.
         unknown_items: rows left out.
         path: the file, for messages.
-        sha256: SHA-256 of the file's bytes.
+        sha256: see `training.tables.content_sha256`.
     """
 
     table: pa.Table = field(repr=False)
