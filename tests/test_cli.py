@@ -156,6 +156,30 @@ def test_training_on_very_many_pairs_is_said_to_bring_little(
     assert ("10,001 positive pairs" in answer.err and "--shots 2000" in answer.err) is hint
 
 
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ((), "positive pairs: 4 of grade 1, 3 of grade 2; --min-grade 2 takes the best alone"),
+        (("--min-grade", 2), None),
+    ],
+)
+def test_training_says_which_grades_count(
+    options: tuple[object, ...],
+    hint: str | None,
+    shop: Path,
+    tmp_path: Path,
+    towers: Callable[..., Any],
+) -> None:
+    (tmp_path / "taken").write_text("")  # so that nothing is trained
+    arguments = (*data(shop), "--output", tmp_path / "taken", "--config", shop / "config.toml")
+    answer = towers("train", *arguments, *options)
+    assert answer.status == 2
+    if hint is None:
+        assert "of grade" not in answer.err
+    else:
+        assert hint in " ".join(answer.err.split())
+
+
 def test_train_and_evaluate_print_one_json_object(
     shop: Path, tmp_path: Path, towers: Callable[..., Any]
 ) -> None:

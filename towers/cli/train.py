@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,6 +175,7 @@ def command(
         )
         if judgements.unknown_items.rows:
             say(f"left out: {judgements.unknown_items}")
+        _say_which_grades_count(config, judgements)
         _say_if_many(config, judgements)
     people = read_histories(histories, products, strict, known.of_file) if histories else None
     written = read_reviews(reviews, products, people, strict) if reviews and people else None
@@ -181,6 +183,15 @@ def command(
     with training_devices(output, config.strategy, deterministic=config.deterministic) as folder:
         metrics = _train(config, products, judgements, people, written, contexts, folder)
     emit({"output": str(output), **metrics}, as_json, lambda: _report(output, metrics))
+
+
+def _say_which_grades_count(config: TrainConfig, judgements: Interactions) -> None:
+    """A hint where good answers and lesser ones are trained on alike: docs/data.md."""
+    grades = judgements.grade[judgements.grade >= config.min_grade].tolist()
+    counts = sorted(Counter(grades).items())
+    if len(counts) > 1:
+        pairs = ", ".join(f"{count:,} of grade {grade}" for grade, count in counts)
+        say(f"positive pairs: {pairs}; --min-grade {counts[-1][0]} takes the best alone")
 
 
 def _say_if_many(config: TrainConfig, judgements: Interactions) -> None:
