@@ -90,7 +90,7 @@ class TableSource:
             if column not in columns:
                 raise InputError(
                     f"{self.file}: no column {column!r} to be read as {name!r}; "
-                    f"{described(columns)}{did_you_mean(column, columns)}"
+                    f"{described(columns, did_you_mean(column, columns))}"
                 )
         return self.names_of(columns)
 
@@ -112,13 +112,12 @@ class TableSource:
         return [self.names.get(name, "" if name in taken else name) for name in columns]
 
 
-def described(columns: Sequence[str]) -> str:
-    """The columns of a file, for a message; and whether a wrong delimiter made one of them."""
+def described(columns: Sequence[str], hint: str) -> str:
+    """The columns of a file and a hint, for a message; or that a wrong delimiter made one of all."""
     shown = ", ".join(map(repr, columns[:20])) + (", ..." if len(columns) > 20 else "")
-    hint = f"the columns are {shown}"
     if len(columns) == 1 and (other := re.search(r"[;|\t,]", columns[0])):
-        hint += f": is {other[0]!r} the delimiter? .csv files need ',', .tsv files a tab"
-    return hint
+        hint = f": is {other[0]!r} the delimiter? .csv files need ',', .tsv files a tab"
+    return f"the columns are {shown}{hint}"
 
 
 def near_columns(missing: str, columns: Sequence[str], others: Iterable[str] = ()) -> list[str]:

@@ -186,7 +186,7 @@ def wanted_columns(
             hint = _hint(
                 source, name, [own[n] for n in own if n not in known or own[n] == n], known
             )
-            raise InputError(f"{source.file}: no column {name!r}; {described(columns)}{hint}")
+            raise InputError(f"{source.file}: no column {name!r}; {described(columns, hint)}")
     return {name: column for name, column in own.items() if name and (keep_other or name in known)}
 
 

@@ -118,8 +118,12 @@ def test_names_that_are_not_there_get_the_same_hints(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'brand'\. Did you mean 'sku'\?$"):
         Catalog.read(f"{path}:item_id=SKU,title=Product name")
     path.write_text("sku;name\n1;Mug\n")
-    with pytest.raises(InputError, match="the columns are 'sku;name': is ';' the delimiter"):
+    expected = "the columns are 'sku;name': is ';' the delimiter.*files a tab$"
+    with pytest.raises(InputError, match=expected):
         Catalog.read(f"{path}:item_id=sku,title=name")
+    path.write_text("item_id;title\n1;Mug\n")
+    with pytest.raises(InputError, match="the columns are 'item_id;title': is .*files a tab$"):
+        Catalog.read(path)
     path.write_text("sku,name,name\n1,Mug,Cup\n")
     with pytest.raises(InputError, match="column 'name' is there 2 times"):
         Catalog.read(f"{path}:item_id=sku,title=name")
