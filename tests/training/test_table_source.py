@@ -122,7 +122,7 @@ def test_names_that_are_not_there_get_the_same_hints(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=expected):
         Catalog.read(f"{path}:item_id=sku,title=name")
     path.write_text("item_id;title\n1;Mug\n")
-    with pytest.raises(InputError, match="the columns are 'item_id;title': is .*files a tab$"):
+    with pytest.raises(InputError, match=r"the columns are 'item_id;title': is .*files a tab$"):
         Catalog.read(path)
     path.write_text("sku,name,name\n1,Mug,Cup\n")
     with pytest.raises(InputError, match="column 'name' is there 2 times"):
