@@ -113,7 +113,7 @@ class TableSource:
 
 
 def described(columns: Sequence[str], hint: str) -> str:
-    """The columns of a file and a hint, for a message; or that a wrong delimiter made one of all."""
+    """The columns of a file and a hint, for a message; or that the delimiter is a wrong one."""
     shown = ", ".join(map(repr, columns[:20])) + (", ..." if len(columns) > 20 else "")
     if len(columns) == 1 and (other := re.search(r"[;|\t,]", columns[0])):
         hint = f": is {other[0]!r} the delimiter? .csv files need ',', .tsv files a tab"
