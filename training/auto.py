@@ -170,14 +170,15 @@ def choose_method(
     config = config.model_copy(update={"held_out": 0.0, "interpolate": False})
 
     plans: list[tuple[bool, Sequence[Retriever], list[Method]]]
-    plans = [(False, starts or [retriever] * len(folds), methods)]
+    if starts:
+        starts = [held_out.knowing(start) for start in starts]
+    else:
+        retriever = held_out.knowing(retriever)
+        starts = [retriever] * len(folds)
+    plans = [(False, starts, methods)]
     if warm is not None and folds and len(pairs.queries) >= _WARM_UP_QUERIES:
         with suppress(InputError):  # the catalogue has too few words to learn from
-            plans.append((True, [warm()] * len(folds), ["full"]))
-    plans = [
-        (warm_up, [held_out.knowing(start) for start in towers], methods)
-        for warm_up, towers, methods in plans
-    ]
+            plans.append((True, [held_out.knowing(warm())] * len(folds), ["full"]))
 
     cosines: dict[tuple[bool, Method, float], list[np.ndarray]] = {(False, "zero-shot", 0.0): []}
     trainings, done = len(folds) * sum(len(methods) for *_, methods in plans), itertools.count()

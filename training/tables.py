@@ -183,9 +183,8 @@ def wanted_columns(
     own = dict(zip(source.rename(columns), columns, strict=True))
     for name in required:
         if name not in own:
-            hint = _hint(
-                source, name, [own[n] for n in own if n not in known or own[n] == n], known
-            )
+            unnamed = [column for column in columns if column not in source.names]
+            hint = _hint(source, name, unnamed, known)
             raise InputError(f"{source.file}: no column {name!r}; {described(columns, hint)}")
     return {name: column for name, column in own.items() if name and (keep_other or name in known)}
 

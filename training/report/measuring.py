@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy as np
 import tensorflow as tf
 from scipy import sparse
 
-from towers.encoding import Progress
 from towers.packages import package_versions
 from towers.retriever import Retriever
 from training.lexical_weight import (
@@ -32,7 +31,7 @@ from training.report.sentence_transformers import FineTuned, versions
 from training.run_folder import RunFolder
 from training.search import top_k
 from training.shots import draw_shots
-from training.stages import Stages
+from training.stages import Stages, stage
 from training.train import LexicalIndexer, build_retriever, train
 
 
@@ -111,7 +110,7 @@ class Measurer:
             model.fit(pairs, task.item_texts, cell.seed)
         seconds = time.perf_counter() - start
         self._progress(f"Fine-tuning {PEER}", 1, 1)
-        items = model.encode_items(task.item_texts, self._stage("Encoding items"))
+        items = model.encode_items(task.item_texts, stage(self._progress, "Encoding items"))
         weight, training = self._weight_without_shots, {}
         if config.lexical == "auto":  # the words count as they do for a method of ours
             before: Any = _KnownItems(self._zero_shot, task.item_texts, self._zero_shot_items)
@@ -200,7 +199,9 @@ class Measurer:
 
     def _encoded(self, retriever: Retriever) -> np.ndarray:
         return retriever.encode_items(
-            self.task.item_texts, dtype=self.task.dtype, progress=self._stage("Encoding items")
+            self.task.item_texts,
+            dtype=self.task.dtype,
+            progress=stage(self._progress, "Encoding items"),
         )
 
     @cached_property
@@ -225,9 +226,6 @@ class Measurer:
         if isinstance(setting, str):
             return {"auto": PRIOR_WEIGHT, "off": None}[setting]
         return setting
-
-    def _stage(self, name: str) -> Progress:
-        return partial(self._progress, name)
 
 
 class _KnownItems:
